@@ -1,0 +1,159 @@
+"""Variational autoencoders over convolution kernels: the generative model behind the deep weight prior.
+
+A kernel w (1, k, k) has a latent code z ~ N(0, I) and the likelihood p(w|z) = N(w | mu(z), var(z)); the encoder gives
+the approximate posterior r(z|w) = N(z | m(w), s(w)). Architectures and parameter names are those of the paper's code
+(Atanov et al., "The Deep Weight Prior", ICLR 2019, section 4 and appendix), so state dicts are interchangeable.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Elbo(NamedTuple):
+    """A one-sample ELBO and its two terms, each of shape (n,), in nats per kernel."""
+
+    elbo: Tensor
+    ll: Tensor
+    kl: Tensor
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Elementwise log N(x | mean, variance) in nats, in the broadcast shape of the arguments."""
+    return -0.5 * ((x - mean).square() / variance + variance.log() + math.log(2 * math.pi))
+
+
+def kl_to_standard_normal(mean: Tensor, variance: Tensor) -> Tensor:
+    """Elementwise KL(N(mean, variance) || N(0, 1)) in nats."""
+    return 0.5 * (mean.square() + variance - variance.log() - 1)
+
+
+def sample_gaussian(mean: Tensor, variance: Tensor) -> Tensor:
+    """One reparameterized sample of N(mean, variance) per element."""
+    return mean + variance.sqrt() * torch.randn_like(mean)
+
+
+def with_elu(*layers: nn.Module) -> nn.Sequential:
+    """The layers with an ELU after each, so layer i has index 2 * i in the state dict."""
+    return nn.Sequential(*(module for layer in layers for module in (layer, nn.ELU())))
+
+
+class Encoder(nn.Module):
+    """r(z|w): features, then two 1x1 convolutions. The variance head's name differs between kernel sizes."""
+
+    def __init__(self, features: nn.Sequential, width: int, z_dim: int, variance_head: Literal["fc_var", "fc_sigma"]):
+        super().__init__()
+        self.features = features
+        self.fc_mu = nn.Conv2d(width, z_dim, 1)
+        self.variance_head = variance_head
+        self.add_module(variance_head, nn.Conv2d(width, z_dim, 1))
+
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.features(w)
+        return self.fc_mu(h), F.softplus(getattr(self, self.variance_head)(h))
+
+
+class Decoder(nn.Module):
+    """p(w|z): `decoder`, then two 1x1 convolutions; `var` fixes the variance and leaves its head unused."""
+
+    def __init__(self, decoder: nn.Sequential, fc_mu: nn.Module, fc_var: nn.Module, var: float | Literal["train"]):
+        super().__init__()
+        self.decoder = decoder
+        self.fc_mu = fc_mu
+        self.fc_var = fc_var
+        self.var = var
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.decoder(z)
+        mean = self.fc_mu(h)
+        variance = F.softplus(self.fc_var(h)) if self.var == "train" else torch.full_like(mean, self.var)
+        return mean, variance
+
+
+class KernelVAE(nn.Module):
+    """A VAE over k x k kernels. A subclass sets `kernel_dim` and builds the two networks.
+
+    Parameters
+    ----------
+    z_dim : size of the latent code.
+    hidden_dim : width h of the networks; layers have h or 2h channels.
+    var : "train" for a decoder that gives the variance of each weight, or that variance as a fixed positive number.
+    """
+
+    kernel_dim: int
+
+    def __init__(self, z_dim: int, hidden_dim: int, var: float | Literal["train"] = "train"):
+        super().__init__()
+        self.z_dim = z_dim
+        self.encoder, self.decoder = self.build(z_dim, hidden_dim, var)
+        self.to(memory_format=torch.channels_last)
+
+    def build(self, z_dim: int, h: int, var: float | Literal["train"]) -> tuple[Encoder, Decoder]:
+        raise NotImplementedError
+
+    def encode(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of r(z|w), each (n, z_dim, 1, 1), for kernels w of shape (n, 1, k, k)."""
+        return self.encoder(w)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of p(w|z), each (n, 1, k, k), for codes z of shape (n, z_dim, 1, 1)."""
+        return self.decoder(z)
+
+    def elbo(self, w: Tensor) -> Elbo:
+        """log p(w|z) - KL(r(z|w) || p(z)) with one z ~ r(z|w) per kernel (Kingma & Welling 2014, eq. 10).
+
+        `w` has the shape (n, 1, k, k); every term has the shape (n,), in nats per kernel.
+        """
+        z_mean, z_variance = self.encode(w)
+        w_mean, w_variance = self.decode(sample_gaussian(z_mean, z_variance))
+        ll = gaussian_log_prob(w, w_mean, w_variance).sum((1, 2, 3))
+        kl = kl_to_standard_normal(z_mean, z_variance).sum((1, 2, 3))
+        return Elbo(ll - kl, ll, kl)
+
+    def sample_means(self, n: int) -> Tensor:
+        """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise."""
+        z = torch.randn(n, self.z_dim, 1, 1, device=self.encoder.fc_mu.weight.device)
+        return torch.cat([self.decode(block)[0] for block in z.split(1024)])
+
+
+class VAE7x7(KernelVAE):
+    """7x7 kernels: three unpadded 3x3 convolutions down to 1x1, three transposed ones back."""
+
+    kernel_dim = 7
+
+    def build(self, z_dim, h, var):
+        features = with_elu(nn.Conv2d(1, h, 3), nn.Conv2d(h, 2 * h, 3), nn.Conv2d(2 * h, 2 * h, 3))
+        encoder = Encoder(features, 2 * h, z_dim, "fc_var")
+        layers = with_elu(
+            nn.ConvTranspose2d(z_dim, 2 * h, 3), nn.ConvTranspose2d(2 * h, 2 * h, 3), nn.ConvTranspose2d(2 * h, h, 3)
+        )
+        return encoder, Decoder(layers, nn.Conv2d(h, 1, 1), nn.Conv2d(h, 1, 1), var)
+
+
+class VAE5x5(KernelVAE):
+    """5x5 kernels: two padded and two unpadded 3x3 convolutions; 1x1 convolutions at both ends of the decoder."""
+
+    kernel_dim = 5
+
+    def build(self, z_dim, h, var):
+        features = with_elu(
+            nn.Conv2d(1, h, 3, padding=1),
+            nn.Conv2d(h, h, 3, padding=1),
+            nn.Conv2d(h, 2 * h, 3),
+            nn.Conv2d(2 * h, 2 * h, 3),
+        )
+        encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")
+        layers = with_elu(
+            nn.Conv2d(z_dim, 2 * h, 1),
+            nn.ConvTranspose2d(2 * h, 2 * h, 3),
+            nn.ConvTranspose2d(2 * h, 2 * h, 3),
+            nn.Conv2d(2 * h, h, 1),
+        )
+        heads = (nn.Sequential(nn.Conv2d(h, 1, 1)) for _ in range(2))
+        return encoder, Decoder(layers, *heads, var)
+
+
+VAES: dict[int, type[KernelVAE]] = {cls.kernel_dim: cls for cls in (VAE5x5, VAE7x7)}

@@ -1,0 +1,273 @@
+"""Data sets, the few-shot split, kernels in and out of networks, and loading a kernel VAE."""
+
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.prepare_mnist import prepare, read_idx_bytes
+from models.bayes import BayesConv2d
+from models.vae import VAES, KernelVAE
+from runs import ROOT, UserError, read_yaml, variance
+
+
+class DataSet(NamedTuple):
+    """Images (n, channels, height, width) as uint8 and labels (n,) as int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __getitem__(self, index) -> "DataSet":
+        return DataSet(self.images[index], self.labels[index])
+
+    def batches(self, size: int, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (pixels as float in [0, 1], labels), shuffled by torch's global generator where asked."""
+        n = len(self.labels)
+        order = torch.randperm(n, device=self.labels.device) if shuffle else torch.arange(n, device=self.labels.device)
+        for index in order.split(size):
+            yield self.images[index].float().div_(255), self.labels[index]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name`, or for "auto" the first of cuda, mps and cpu that is there. Raises UserError where it is not."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, is_there in there.items() if is_there)
+    if not there[name]:
+        raise UserError(f"--device: found {name}, expected one of {', '.join(k for k, v in there.items() if v)} here")
+    return torch.device(name)
+
+
+def parse_idx(content: bytes, what: str) -> np.ndarray:
+    """The uint8 array in the bytes of an IDX file. Raises UserError, which names the file as `what`."""
+    rank = content[3] if len(content) >= 4 and content[:3] == b"\x00\x00\x08" else 0
+    shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
+    data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * rank, len(content)))
+    if rank == 0 or data.size != np.prod(shape):
+        raise UserError(f"{what}: not an IDX file of bytes: {len(content)} bytes found, header says {shape}")
+    return data.reshape(shape)
+
+
+def load_data(name: str) -> tuple[DataSet, DataSet]:
+    """Train and test set `name` from $DATA_ROOT (default data/), on the CPU; MNIST is fetched where it is missing.
+
+    Raises UserError where the files are missing and cannot be had, or hold something else.
+    """
+    root = Path(os.environ.get("DATA_ROOT") or ROOT / "data")
+    if name == "mnist":
+        files = prepare(root)
+    else:
+        raw = root / "not-mnist" / "MNIST" / "raw"
+        parts = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+        try:
+            files = {part: read_idx_bytes(raw / part) for part in parts}
+        except OSError as error:
+            raise UserError(f"--data not-mnist: {error}; make it with python data/prepare_not_mnist.py") from None
+
+    def part(prefix: str) -> DataSet:
+        images = parse_idx(files[f"{prefix}-images-idx3-ubyte"], f"{name} {prefix} images")
+        labels = parse_idx(files[f"{prefix}-labels-idx1-ubyte"], f"{name} {prefix} labels")
+        if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
+            raise UserError(f"{name} {prefix}: found images {images.shape} and labels {labels.shape}, expected (n, h, w), (n,)")
+        return DataSet(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
+
+    return part("train"), part("t10k")
+
+
+def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
+    """Indices (num_examples,) of a class-stratified subset: scikit-learn's `train_test_split`, as in the published runs.
+
+    Raises UserError where the classes do not fit into `num_examples`, or the data set does not hold as many.
+    """
+    from sklearn.model_selection import train_test_split
+
+    classes = len(labels.unique())
+    if not classes <= num_examples <= len(labels) - classes:
+        raise UserError(
+            f"--num_examples: found {num_examples}, expected {classes} (one per class) to {len(labels) - classes}"
+        )
+    index, _ = train_test_split(
+        np.arange(len(labels)), train_size=num_examples, random_state=seed, stratify=labels.cpu().numpy()
+    )
+    return torch.from_numpy(index)
+
+
+def load_network_data(args, device: torch.device) -> tuple[DataSet, DataSet]:
+    """Train and test set on `device` as the options data, num_examples, data_split_seed and n_classes say."""
+    train, test = load_data(args.data)
+    top = int(max(train.labels.max(), test.labels.max()))
+    if top >= args.n_classes:
+        raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
+    if args.num_examples:
+        train = train[few_shot_split(train.labels, args.num_examples, args.data_split_seed)]
+    return DataSet(*(t.to(device) for t in train)), DataSet(*(t.to(device) for t in test))
+
+
+# --- files of tensors ---------------------------------------------------------------------------------------------
+
+
+def load_state(path: str | Path, what: str) -> dict[str, Any]:
+    """A state dict from a file, loaded as data on the CPU. Raises UserError, which names the file as `what`."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}, expected a state dict at {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError):
+        raise UserError(f"{what}: {path} cannot be loaded as data, expected a state dict saved by torch") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{what}: {path} holds a {type(state).__name__}, expected a state dict")
+    return state
+
+
+def fill(module: nn.Module, state: dict[str, Any], what: str) -> None:
+    """`module.load_state_dict(state)`, all names and shapes matching. Raises UserError, which names the file as `what`."""
+    own = module.state_dict()
+    odd = sorted(own.keys() ^ state.keys())
+    if odd:
+        raise UserError(f"{what}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'} in the state dict")
+    for name, value in state.items():
+        found = getattr(value, "shape", None)
+        if found != own[name].shape:
+            raise UserError(f"{what}: {name} has the shape {tuple(found or ())}, expected {tuple(own[name].shape)}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{what}: {name} has values that are not finite")
+    module.load_state_dict(state)
+
+
+def resume(folder: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Start from the model and the optimizer of the run directory `folder` (option `resume`)."""
+    fill(net, load_state(Path(folder) / "model.torch", "--resume"), f"--resume {folder}/model.torch")
+    state = load_state(Path(folder) / "opt.torch", "--resume")
+    load_optimizer(optimizer, state, f"--resume {folder}/opt.torch")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], what: str) -> None:
+    """`optimizer.load_state_dict(state)`. Raises UserError, which names the file as `what`."""
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{what}: does not belong to this network ({error})") from None
+
+
+def load_vae(path: str | Path, device: torch.device | str = "cpu", what: str = "VAE") -> KernelVAE:
+    """The VAE in a folder with `params.yaml` (z_dim, hidden_dim, kernel_dim, var) and `vae_params.torch`.
+
+    It comes frozen and in eval mode, on `device`. Raises UserError where the folder does not hold a VAE.
+    """
+    file = f"{what} {Path(path) / 'params.yaml'}"
+    params = read_yaml(Path(path) / "params.yaml", file)
+    for key in ("z_dim", "hidden_dim", "kernel_dim"):
+        if not isinstance(params.get(key), int) or not 0 < params[key] <= 4096:
+            raise UserError(f"{file}: {key} is {params.get(key)!r}, expected a whole number from 1 to 4096")
+    if params["kernel_dim"] not in VAES:
+        raise UserError(f"{file}: kernel_dim is {params['kernel_dim']}, expected one of {sorted(VAES)}")
+    try:
+        var = variance(str(params.get("var", "train")))
+    except Exception as error:
+        raise UserError(f"{file}: var: {error}") from None
+    vae = VAES[params["kernel_dim"]](params["z_dim"], params["hidden_dim"], var)
+    fill(vae, load_state(Path(path) / "vae_params.torch", what), f"{what} {Path(path) / 'vae_params.torch'}")
+    return vae.to(device).eval().requires_grad_(False)
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------
+
+
+def load_kernels(path: str | Path, what: str, kernel_dim: int | None = None) -> Tensor:
+    """Kernels (n, 1, k, k) in float32 from an npy file. Raises UserError, which names the file as `what`."""
+    try:
+        kernels = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or 'not an npy file'}, expected kernels at {path}") from None
+    except (ValueError, EOFError):
+        raise UserError(f"{what}: {path} is not a plain npy file of numbers") from None
+    k = kernel_dim or (kernels.shape[-1] if getattr(kernels, "ndim", 0) == 4 else "k")
+    shape = getattr(kernels, "shape", None)
+    if shape is None or len(shape) != 4 or shape[1:] != (1, k, k) or not shape[0] or kernels.dtype.kind != "f":
+        found = f"{shape} of {kernels.dtype}" if shape is not None else "an archive"
+        raise UserError(f"{what}: {path} holds {found}, expected floats of shape (n, 1, {k}, {k}), n > 0")
+    if not np.isfinite(kernels).all():
+        raise UserError(f"{what}: {path} has values that are not finite")
+    return torch.from_numpy(np.ascontiguousarray(kernels, dtype=np.float32))
+
+
+def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
+    """All square convolution kernels of a network's state dict, by size k: (n, 1, k, k), layers in order.
+
+    Of a Bayesian layer they are the posterior means.
+    """
+    found: dict[int, list[Tensor]] = {}
+    for name, weight in state.items():
+        if name.endswith(".weight") and weight.ndim == 4 and not name.endswith(".var.weight"):
+            k = weight.shape[-1]
+            found.setdefault(k, []).append(weight.reshape(-1, 1, k, k))
+    return {k: torch.cat(kernels) for k, kernels in found.items()}
+
+
+def prune_kernels(kernels: Tensor, min_norm: float) -> Tensor:
+    """The kernels, of (n, 1, k, k), whose Euclidean norm is at least `min_norm`."""
+    return kernels[kernels.flatten(1).norm(dim=1) >= min_norm]
+
+
+def conv_layers(net: nn.Module) -> list[nn.Conv2d | BayesConv2d]:
+    """The conv layers of a network's `features`, Bayesian or not, in order."""
+    return [layer for layer in net.features if isinstance(layer, nn.Conv2d | BayesConv2d)]
+
+
+@torch.no_grad()
+def init_network(net: nn.Module, args, vaes: Sequence[KernelVAE | None]) -> None:
+    """Initialize as `init_list` says; `vaes` holds the VAE of each conv that has one.
+
+    All weights start Xavier normal; then each conv in order is left so ("xavier"), takes decoder means at z ~ N(0, I)
+    ("vae") or random rows of `filters_list` ("filters"); "pretrained" fills the whole network from a file.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+    if args.init_list == ["pretrained"]:
+        load_pretrained(net, load_state(args.pretrained, "--pretrained"), f"--pretrained {args.pretrained}")
+        return
+    for i, (kind, layer) in enumerate(zip(args.init_list, conv_layers(net), strict=False)):
+        weight = layer.mean.weight if isinstance(layer, BayesConv2d) else layer.weight
+        n, k = weight.shape[0] * weight.shape[1], weight.shape[-1]
+        if kind == "vae":
+            weight.copy_(vaes[i].sample_means(n).view_as(weight))
+        elif kind == "filters":
+            kernels = load_kernels(args.filters_list[i], f"--filters_list entry {i + 1}", k)
+            if len(kernels) < n:
+                print(f"{args.filters_list[i]}: {len(kernels)} kernels for conv {i + 1}'s {n}, drawn with replacement")
+            rows = torch.randperm(len(kernels))[:n] if len(kernels) >= n else torch.randint(len(kernels), (n,))
+            weight.copy_(kernels[rows].view_as(weight))
+
+
+def load_pretrained(net: nn.Module, state: dict[str, Any], what: str) -> None:
+    """Fill `net` from a state dict; a deterministic conv's weights go into a Bayesian one's means."""
+    own = net.state_dict()
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{layer}.mean.{kind}" if name not in own and f"{layer}.mean.{kind}" in own else name] = value
+    keep = {name: value for name, value in own.items() if name.endswith(".var.weight") and name not in renamed}
+    fill(net, renamed | keep, what)
+
+
+def load_vaes(args, device: torch.device, sizes: Sequence[int]) -> list[KernelVAE | None]:
+    """The VAE of each conv layer that an init or prior "vae" asks for, else None, checked against the layer's size."""
+    kinds = zip(*(list(kind) + [""] * (len(sizes) - len(kind)) for kind in
+                  (args.init_list, getattr(args, "prior_list", []))), strict=True)  # fmt: skip
+    vaes: list[KernelVAE | None] = []
+    for i, layer_kinds in enumerate(kinds):
+        vaes.append(None)
+        if "vae" in layer_kinds:
+            vaes[i] = load_vae(args.vae_list[i], device, what=f"--vae_list entry {i + 1}")
+            if vaes[i].kernel_dim != sizes[i]:
+                raise UserError(
+                    f"--vae_list: {args.vae_list[i]} is of {vaes[i].kernel_dim}x{vaes[i].kernel_dim} kernels, "
+                    f"expected {sizes[i]}x{sizes[i]} for conv {i + 1}"
+                )
+    return vaes
