@@ -85,7 +85,9 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable[[str], Any]:
     """An argparse type: an int or a finite float in [low, high], or in (low, high] with `open_low`."""
-    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < float("inf") else "")
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+        f" and at most {high:g}" if high < float("inf") else ""
+    )
     expected = f"expected {'a whole' if kind is int else 'a'} number {bounds}"
 
     def parse(text: str):
@@ -136,7 +138,11 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
         "--decrease_from", type=number(int, 0), default=0, help="epoch after which the rate falls linearly to 0"
     )
     training.add_argument(
-        "--milestones", type=whole, nargs="*", default=[], help="epochs at which the rate is multiplied by gamma instead"
+        "--milestones",
+        type=whole,
+        nargs="*",
+        default=[],
+        help="epochs at which the rate is multiplied by gamma instead",
     )
     training.add_argument("--gamma", type=positive, default=0.5, help="that factor")
     training.add_argument("--resume", metavar="RUN_DIR", default="", help="start from a run's model and optimizer")
@@ -152,7 +158,9 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
         "--init_list", choices=inits, nargs="*", default=[], help="how each conv starts; 'pretrained' stands alone"
     )
     init.add_argument("--vae_list", metavar="DIR", nargs="*", default=[], help="VAE of each conv (init or prior 'vae')")
-    init.add_argument("--filters_list", metavar="NPY", nargs="*", default=[], help="kernels of each conv (init 'filters')")
+    init.add_argument(
+        "--filters_list", metavar="NPY", nargs="*", default=[], help="kernels of each conv (init 'filters')"
+    )
     init.add_argument("--pretrained", metavar="FILE", default="", help="state dict of a network (init 'pretrained')")
 
 
@@ -166,7 +174,9 @@ def check_network_options(args: argparse.Namespace, configs: Sequence[str]) -> N
     if len(args.init_list) > len(sizes):
         raise UserError(f"--init_list: found {len(args.init_list)} entries, expected at most {len(sizes)} convs")
     if "pretrained" in args.init_list and len(args.init_list) > 1:
-        raise UserError(f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every layer")
+        raise UserError(
+            f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every layer"
+        )
     if args.decrease_from >= args.epochs:
         raise UserError(f"--decrease_from: found {args.decrease_from}, expected less than --epochs {args.epochs}")
     if bool(args.pretrained) != ("pretrained" in args.init_list):

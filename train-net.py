@@ -1,6 +1,6 @@
 """Train a deterministic network: a source of kernels, or a baseline.
 
-    python train-net.py --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001 --model fconv --net_cfg vanilla --seed 1
+python train-net.py --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001 --model fconv --net_cfg vanilla --seed 1
 """
 
 import runs

@@ -73,7 +73,9 @@ def load_data(name: str) -> tuple[DataSet, DataSet]:
         images = parse_idx(files[f"{prefix}-images-idx3-ubyte"], f"{name} {prefix} images")
         labels = parse_idx(files[f"{prefix}-labels-idx1-ubyte"], f"{name} {prefix} labels")
         if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
-            raise UserError(f"{name} {prefix}: found images {images.shape} and labels {labels.shape}, expected (n, h, w), (n,)")
+            raise UserError(
+                f"{name} {prefix}: found images {images.shape} and labels {labels.shape}, expected (n, h, w), (n,)"
+            )
         return DataSet(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
 
     return part("train"), part("t10k")

@@ -70,8 +70,8 @@ class DeepWeightPrior:
         The order of the draws for each w: the kernels (where not all), the noise of w, the noise of z.
         """
         k = self.vae.kernel_dim
-        cross_entropy = sum(self._cross_entropy(mean.view(-1, 1, k, k), log_variance.view(-1, 1, k, k))
-                            for _ in range(self.samples)) / self.samples  # fmt: skip
+        kernels = mean.reshape(-1, 1, k, k), log_variance.reshape(-1, 1, k, k)
+        cross_entropy = sum(self._cross_entropy(*kernels) for _ in range(self.samples)) / self.samples
         return cross_entropy - gaussian_entropy(log_variance)
 
     def _cross_entropy(self, mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# A folder of data sets that is already there can be named with DATA_ROOT.
+export DATA_ROOT ?= $(CURDIR)/data
+
+.PHONY: demo test lint figures
+
+$(VENV)/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/installed  ## the deep weight prior against a standard normal one, on 50 images
+	$(PY) data/prepare_mnist.py
+	$(PY) -m experiments.demo
+
+test: lint  ## the whole suite
+	-$(PY) data/prepare_mnist.py
+	$(PY) -m pytest -q
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+figures: $(VENV)/installed  ## the pictures in data/fconv/figures
+	$(PY) -m experiments.plot_kernels --conv data/fconv/conv7x7 --vae data/fconv/vae7x7 --out data/fconv/figures

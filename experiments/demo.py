@@ -1,0 +1,99 @@
+"""The deep weight prior against a standard normal one on 50 MNIST images: a table and a picture.
+
+    python -m experiments.demo [--epochs 600] [--split 0] [--out logs/demo]
+
+Two runs of train-bnn.py with the same initialization (kernels from the VAEs), split and epochs, which differ in the prior
+alone, side by side with half the processors each.
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib
+import tabulate
+from tqdm import tqdm
+
+from runs import ROOT, UserError, command, number, write_whole
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FCONV = ROOT / "data" / "fconv"
+PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
+EVALUATIONS = 5
+ENS = 10
+
+
+def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, float]]:
+    """Run train-bnn.py under one prior, showing its table as it grows; its log as rows. Raises UserError where it fails."""
+    kind = PRIORS[prior]
+    vaes = [str(FCONV / f"vae{k}x{k}") for k in (7, 5)]
+    command_line = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]
+    command_line += ["--data_split_seed", str(args.split), "--epochs", str(args.epochs), "--net_cfg", "bayes"]
+    command_line += ["--hid_dim", "32", "128", "--vae_list", *vaes, "--init_list", "vae", "vae"]
+    command_line += ["--prior_list", kind, kind, "--kl_kernels", str(args.kl_kernels), "--ens", str(ENS)]
+    command_line += ["--eval_freq", str(max(1, args.epochs // EVALUATIONS)), "--tmp"]
+    threads = str(max(1, (os.cpu_count() or 2) // len(PRIORS)))
+    process = subprocess.Popen(
+        command_line, env=os.environ | {"OMP_NUM_THREADS": threads}, stdout=subprocess.PIPE, text=True
+    )
+    root = None
+    for line in process.stdout:
+        if line.startswith("run directory: "):
+            root = Path(line.removeprefix("run directory: ").strip())
+        else:
+            tqdm.write(f"{kind:3} | {line.rstrip()}")
+            bar.update(line.strip()[:1].isdigit())
+    if process.wait() or root is None:
+        raise UserError(f"train-bnn.py --prior_list {kind} {kind} ended with exit code {process.returncode}")
+    with open(root / "train-bnn.py-logs.csv") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def plot(logs: dict[str, list[dict[str, float]]]) -> plt.Figure:
+    """Test accuracy and NLL of the ensemble against epochs, one curve per prior."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    for axis, column, label in (
+        (axes[0], f"ens[{ENS}]_test_acc", "test accuracy of the ensemble"),
+        (axes[1], "test_nll", "test NLL of the ensemble, nats per image"),
+    ):
+        for prior, rows in logs.items():
+            axis.plot([row["t"] for row in rows], [row[column] for row in rows], marker="o", label=prior)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle("MNIST from 50 images")
+    figure.tight_layout()
+    return figure
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=number(int, 1), default=600, help="epochs of both runs (600)")
+    parser.add_argument("--split", type=number(int, 0), default=0, help="data_split_seed (0)")
+    parser.add_argument("--kl_kernels", type=number(int, 0), default=256, help="kernels per layer and step (256)")
+    parser.add_argument("--out", type=Path, default=ROOT / "logs" / "demo", help="folder for the picture (logs/demo)")
+    args = parser.parse_args(argv)
+
+    rows_each = len({1, args.epochs} | set(range(0, args.epochs + 1, max(1, args.epochs // EVALUATIONS))) - {0})
+    with tqdm(total=rows_each * len(PRIORS), desc="evaluations", disable=None) as bar, ThreadPoolExecutor() as pool:
+        logs = dict(zip(PRIORS, pool.map(lambda prior: train(prior, args, bar), PRIORS), strict=True))
+
+    columns = {"ensemble": f"ens[{ENS}]_test_acc", "one sample": "samp_test_acc", "mean network": "det_test_acc"}
+    table = [[prior, *(rows[-1][c] for c in columns.values()), rows[-1]["test_nll"]] for prior, rows in logs.items()]
+    headers = ["prior", *(f"accuracy, {name}" for name in columns), "NLL (nats)"]
+    print(f"\nMNIST, 50 images (split {args.split}), {args.epochs} epochs, 10,000 test images")
+    print(tabulate.tabulate(table, headers, floatfmt=".4f"))
+    with write_whole(args.out / "learning-curves.png") as file:
+        plot(logs).savefig(file, dpi=110, format="png")
+    print(f"learning curves: {args.out / 'learning-curves.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+r"""Collect the kernels of source networks, prune those whose norm is almost zero, and write the VAE's data sets.
+
+    python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
+        --min_norm_7x7 0.5 --min_norm_5x5 0.2
+
+Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call without
+thresholds shows where the valley between pruned and structured kernels lies.
+"""
+
+import argparse
+import glob
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+from runs import UserError, command, number, write_whole
+
+BINS = 30
+BAR = 50  # characters of the longest bar
+TEST_SHARE = 0.2
+
+
+def text_histogram(norms: np.ndarray) -> str:
+    """Norms counted in logarithmic bins, one line each: lower edge, count, bar (length by the count's square root)."""
+    edges = np.geomspace(max(norms.min(), 1e-6), max(norms.max(), 1e-5) * 1.0001, BINS + 1)
+    counts, edges = np.histogram(np.maximum(norms, edges[0]), edges)
+    scale = BAR / np.sqrt(counts.max())
+    return "\n".join(
+        f"{edge:10.3g} {count:8d} {'#' * round(scale * np.sqrt(count))}"
+        for edge, count in zip(edges[:-1], counts, strict=True)
+    )
+
+
+def find_models(patterns: list[str]) -> list[Path]:
+    """The model.torch files of the run directories that the globs match, sorted. Raises UserError where there are none."""
+    models = sorted(
+        {Path(folder) / "model.torch" for p in patterns for folder in glob.glob(p) if Path(folder).is_dir()}
+    )
+    missing = [model for model in models if not model.is_file()]
+    if missing:
+        raise UserError(f"--runs: {missing[0]} is missing, expected a run directory of train-net.py")
+    if not models:
+        raise UserError(f"--runs: found no folder at {' '.join(patterns)}, expected run directories of train-net.py")
+    return models
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", required=True, help="run directories of train-net.py, or globs")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write conv7x7/ and conv5x5/ into")
+    for k in (7, 5):
+        parser.add_argument(f"--min_norm_{k}x{k}", type=number(float, 0), help="kernels of at least this norm are kept")
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=42, help="seed of the 80/20 split")
+    args = parser.parse_args(argv)
+
+    models = find_models(args.runs)
+    networks = [utils.get_kernels(utils.load_state(model, f"--runs {model}")) for model in models]
+    data_sets = {}
+    for k in (7, 5):
+        kernels = torch.cat([network[k] for network in networks if k in network] or [torch.empty(0, 1, k, k)])
+        if not len(kernels):
+            raise UserError(f"--runs: the {len(models)} networks have no {k}x{k} kernels")
+        if not torch.isfinite(kernels).all():
+            raise UserError(f"--runs: {k}x{k} kernels have values that are not finite")
+        print(f"\n{k}x{k}: {len(kernels)} kernels of {len(models)} networks; norm, count")
+        print(text_histogram(kernels.flatten(1).norm(dim=1).numpy()))
+        threshold = getattr(args, f"min_norm_{k}x{k}")
+        if threshold is None:
+            continue
+        kept = utils.prune_kernels(kernels, threshold)
+        print(f"norm >= {threshold:g}: {len(kept)} kept, {len(kernels) - len(kept)} pruned")
+        if len(kept) < 5:
+            raise UserError(
+                f"--min_norm_{k}x{k}: {threshold:g} keeps {len(kept)} kernels, expected at least 5 to split"
+            )
+        order = np.random.default_rng(args.seed).permutation(len(kept))
+        n_test = round(TEST_SHARE * len(kept))
+        data_sets[k] = {"test": kept[order[:n_test]], "train": kept[order[n_test:]]}
+
+    for k, parts in data_sets.items():
+        for part, kernels in parts.items():
+            path = args.out / f"conv{k}x{k}" / f"{part}.npy"
+            try:
+                with write_whole(path) as file:
+                    np.save(file, kernels.numpy().astype(np.float32), allow_pickle=False)
+            except OSError as error:
+                raise UserError(f"--out: cannot write {path}: {error.strerror}") from None
+            print(f"{path}: {tuple(kernels.shape)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Train a VAE over convolution kernels: the deep weight prior of layers with that kernel size.
+
+python train-vae.py --hidden_dim 32 --kernel_dim 7 --z_dim 2 --num_epochs 300 --data_dir data/fconv/conv7x7
+"""
+
+from pathlib import Path
+
+import runs
+from models.configs import VAE_KERNEL_SIZES
+
+SCRIPT = "train-vae.py"
+
+
+def parse(argv: list[str] | None = None):
+    whole, positive = runs.number(int, 1), runs.number(float, 0, open_low=True)
+    parser = runs.Parser(__doc__.split("\n")[0])
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", metavar="DIR", default="", help="folder with train.npy and test.npy")
+    data.add_argument("--train", metavar="NPY", default="", help="training kernels, in place of data_dir's")
+    data.add_argument("--test", metavar="NPY", default="", help="test kernels, in place of data_dir's")
+    data.add_argument("--batch_size", type=whole, default=128, help="kernels per training batch")
+    data.add_argument("--test_bs", type=whole, default=512, help="kernels per test batch")
+    model = parser.add_argument_group("VAE")
+    model.add_argument("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {VAE_KERNEL_SIZES}")
+    model.add_argument("--z_dim", type=whole, default=8, help="size of the latent code")
+    model.add_argument("--hidden_dim", type=whole, default=16, help="width of the networks, in channels")
+    model.add_argument(
+        "--var", type=runs.variance, default="train", help="decoder variance: 'train', or fixed at a positive number"
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--num_epochs", type=whole, default=1000, help="passes over the training kernels")
+    training.add_argument("--lr", type=positive, default=1e-3, help="Adam's initial rate, falls linearly to 0")
+    training.add_argument("--lr_decay_step", type=whole, help="epochs after which the rate is also multiplied by decay")
+    training.add_argument("--decay", type=positive, default=0.5, help="that factor")
+    training.add_argument("--resume_vae", metavar="FILE", default="", help="start from this vae_params.torch")
+    training.add_argument("--resume_opt", metavar="FILE", default="", help="start from this opt_params.torch")
+    runs.add_run_options(parser)
+    args = parser.parse_args(argv)
+
+    if args.kernel_dim not in VAE_KERNEL_SIZES:
+        sizes = ", ".join(map(str, VAE_KERNEL_SIZES))
+        raise runs.UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
+    for part in ("train", "test"):
+        if not getattr(args, part):
+            if not args.data_dir:
+                raise runs.UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
+            setattr(args, part, str(Path(args.data_dir) / f"{part}.npy"))
+    return args
+
+
+def learning_rate(args, epoch: int) -> float:
+    """Adam's rate in epoch 1..num_epochs."""
+    steps = (epoch - 1) // args.lr_decay_step if args.lr_decay_step else 0
+    return args.lr * (1 - (epoch - 1) / args.num_epochs) * args.decay**steps
+
+
+@runs.command
+def main(argv: list[str] | None = None) -> runs.Run:
+    args = parse(argv)
+    # After the arguments, so that a mistake in them answers at once.
+    import torch
+    from tqdm import trange
+
+    import utils
+    from models.vae import VAES
+
+    torch.manual_seed(args.seed)
+    device = utils.pick_device(args.device)
+    train = utils.load_kernels(args.train, "--train", args.kernel_dim).to(device)
+    test = utils.load_kernels(args.test, "--test", args.kernel_dim).to(device)
+    vae = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
+    if args.resume_vae:
+        utils.fill(vae, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
+    if args.resume_opt:
+        state = utils.load_state(args.resume_opt, "--resume_opt")
+        utils.load_optimizer(optimizer, state, f"--resume_opt {args.resume_opt}")
+    run = runs.Run(SCRIPT, args)
+
+    @torch.no_grad()
+    def evaluate() -> list[float]:
+        """Mean ELBO, log-likelihood and KL on the test kernels, in nats per kernel."""
+        terms = torch.stack([torch.stack(vae.elbo(w)).sum(1) for w in test.split(args.test_bs)])
+        return (terms.sum(0) / len(test)).tolist()
+
+    for epoch in trange(1, args.num_epochs + 1, desc="epochs", disable=None):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args, epoch)
+        terms = torch.zeros(3, device=device)
+        for index in torch.randperm(len(train), device=device).split(args.batch_size):
+            batch = vae.elbo(train[index])
+            optimizer.zero_grad()
+            (-batch.elbo.mean()).backward()
+            optimizer.step()
+            terms += torch.stack(batch).detach().sum(1)
+
+        if epoch == 1 or epoch % args.eval_freq == 0 or epoch == args.num_epochs:
+            elbo, ll, kl = (terms / len(train)).tolist()
+            test_elbo, test_ll, test_kl = evaluate()
+            run.log(
+                epoch, train_elbo=elbo, train_ll=ll, train_kl=kl, test_elbo=test_elbo, test_ll=test_ll, test_kl=test_kl
+            )
+            run.save(vae_params=vae.state_dict(), opt_params=optimizer.state_dict())
+    print(f"run directory: {run.root}")
+    return run
+
+
+if __name__ == "__main__":
+    main()
