@@ -18,7 +18,7 @@ import tabulate
 import yaml
 from filelock import FileLock
 
-from models.configs import KERNEL_SIZES, NET_CONFIGS
+from models.configs import KERNEL_SIZES
 
 ROOT = Path(__file__).resolve().parent
 DATA_SETS = ("mnist", "not-mnist")
@@ -192,7 +192,7 @@ def check_network_options(args: argparse.Namespace, configs: Sequence[str]) -> N
 
 
 def learning_rate(args: argparse.Namespace, epoch: int) -> float:
-    """Adam's rate in epoch 1..epochs: steps at `milestones` where given, else constant, then linear after `decrease_from`."""
+    """Adam's rate in epoch 1..epochs: steps at `milestones` where given, else linear after `decrease_from`."""
     if args.milestones:
         return args.lr * args.gamma ** sum(epoch > milestone for milestone in args.milestones)
     return args.lr * min(1.0, (args.epochs - epoch + 1) / (args.epochs - args.decrease_from))
@@ -237,8 +237,8 @@ def write_whole(path: str | Path) -> Iterator[IO[bytes]]:
 class Run:
     """A run directory `$DWP_PATH/exman-<script>/runs/<number>-<time>/` with its arguments, logs and checkpoints.
 
-    Creating one makes the directory, writes `params.yaml` and links it in `index/`. Numbers are taken under a file lock,
-    so two launches at the same moment get two.
+    Creating one makes the directory, writes `params.yaml` and links it in `index/`. Numbers are taken under a file
+    lock, so two launches at the same moment get two.
     """
 
     def __init__(self, script: str, args: argparse.Namespace):
@@ -265,7 +265,7 @@ class Run:
             raise UserError(f"DWP_PATH: cannot make a run directory in {base}: {error.strerror}") from None
 
     def log(self, t: int, **values: float) -> None:
-        """Add a row to the table: written to the CSV file (columns `t` and the values), the text log and the terminal."""
+        """Add a row to the table in the CSV file (columns `t` and the values), the text log and the terminal."""
         self.rows.append({"t": t, **values})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")

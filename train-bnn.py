@@ -74,8 +74,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     device = utils.pick_device(args.device)
     train, test = utils.load_network_data(args, device)
     vaes = utils.load_vaes(args, device, KERNEL_SIZES[args.model])
-    net = FConv(args.net_cfg, args.hid_dim, args.n_classes, log_variance=args.logvarinit)
-    net.to(device, memory_format=torch.channels_last)
+    net = FConv(args.net_cfg, args.hid_dim, args.n_classes, log_variance=args.logvarinit).to(device)
     utils.init_network(net, args, vaes)
     for kind, vae, layer in zip(args.prior_list, vaes, utils.conv_layers(net), strict=True):
         if kind == "vae":
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
             set_mode(net, "det")
             det = net(x)
             set_mode(net, "stoch")
-            samples = torch.stack([F.log_softmax(net(x), 1) for _ in range(args.ens)])
+            samples = F.log_softmax(net.sample_logits(x, args.ens), 2)
             ensemble = samples.logsumexp(0) - math.log(args.ens)
             hits = [(logits.argmax(1) == y).sum() for logits in (det, samples[0], ensemble)]
             totals += torch.stack([F.nll_loss(ensemble, y, reduction="sum"), *hits])

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     device = utils.pick_device(args.device)
     train, test = utils.load_network_data(args, device)
     vaes = utils.load_vaes(args, device, KERNEL_SIZES[args.model])
-    net = FConv(args.net_cfg, args.hid_dim, args.n_classes, args.do).to(device, memory_format=torch.channels_last)
+    net = FConv(args.net_cfg, args.hid_dim, args.n_classes, args.do).to(device)
     utils.init_network(net, args, vaes)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
     if args.resume:

@@ -34,7 +34,7 @@ class DataSet(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `name`, or for "auto" the first of cuda, mps and cpu that is there. Raises UserError where it is not."""
+    """The device `name`, or for "auto" the first of cuda, mps, cpu that is there. Raises UserError where it is not."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, is_there in there.items() if is_there)
@@ -82,7 +82,7 @@ def load_data(name: str) -> tuple[DataSet, DataSet]:
 
 
 def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
-    """Indices (num_examples,) of a class-stratified subset: scikit-learn's `train_test_split`, as in the published runs.
+    """Indices (num_examples,) of a class-stratified subset by scikit-learn's `train_test_split`, as published.
 
     Raises UserError where the classes do not fit into `num_examples`, or the data set does not hold as many.
     """
@@ -127,7 +127,7 @@ def load_state(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def fill(module: nn.Module, state: dict[str, Any], what: str) -> None:
-    """`module.load_state_dict(state)`, all names and shapes matching. Raises UserError, which names the file as `what`."""
+    """`module.load_state_dict(state)`, names and shapes checked. Raises UserError, which names the file as `what`."""
     own = module.state_dict()
     odd = sorted(own.keys() ^ state.keys())
     if odd:

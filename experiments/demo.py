@@ -2,8 +2,8 @@
 
     python -m experiments.demo [--epochs 600] [--split 0] [--out logs/demo]
 
-Two runs of train-bnn.py with the same initialization (kernels from the VAEs), split and epochs, which differ in the prior
-alone, side by side with half the processors each.
+Two runs of train-bnn.py with the same initialization (kernels from the VAEs), split and epochs, which differ in
+the prior alone, side by side with half the processors each.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from runs import ROOT, UserError, command, number, write_whole
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 FCONV = ROOT / "data" / "fconv"
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
@@ -30,7 +30,7 @@ ENS = 10
 
 
 def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, float]]:
-    """Run train-bnn.py under one prior, showing its table as it grows; its log as rows. Raises UserError where it fails."""
+    """Run train-bnn.py under one prior, showing its table as it grows, and return its log. Raises UserError."""
     kind = PRIORS[prior]
     vaes = [str(FCONV / f"vae{k}x{k}") for k in (7, 5)]
     command_line = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]

@@ -3,8 +3,8 @@ r"""Collect the kernels of source networks, prune those whose norm is almost zer
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
         --min_norm_7x7 0.5 --min_norm_5x5 0.2
 
-Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call without
-thresholds shows where the valley between pruned and structured kernels lies.
+Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call
+without thresholds shows where the valley between pruned and structured kernels lies.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def text_histogram(norms: np.ndarray) -> str:
 
 
 def find_models(patterns: list[str]) -> list[Path]:
-    """The model.torch files of the run directories that the globs match, sorted. Raises UserError where there are none."""
+    """The model.torch files of the run directories that the globs match. Raises UserError where there are none."""
     models = sorted(
         {Path(folder) / "model.torch" for p in patterns for folder in glob.glob(p) if Path(folder).is_dir()}
     )

@@ -14,8 +14,8 @@ import utils
 from runs import UserError, command, write_whole
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
@@ -42,7 +42,7 @@ def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> 
 
 @torch.no_grad()
 def plot_latent_space(vae, kernels: torch.Tensor) -> plt.Figure:
-    """Posterior means of the kernels in a two-dimensional latent space, and decoder means at a grid of codes over them."""
+    """Posterior means of the kernels in a 2-D latent space, and decoder means at a grid of codes over it."""
     means = vae.encode(kernels)[0].flatten(1).numpy()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5))
     left.scatter(*means.T, s=8, alpha=0.5, c=kernels.flatten(1).norm(dim=1), cmap="viridis")

@@ -4,6 +4,7 @@ A layer owns its posterior and its prior: `layer(x)` gives pre-activations and `
 whole network is switched with `set_mode`, and its KL is `kl(net)`.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -38,14 +39,18 @@ class BayesConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pre-activations (n, out, h - k + 1, w - k + 1) for images x of shape (n, in, h, w)."""
-        m = self.mean(x)
         if self.mode == "det":
-            return m
+            return self.mean(x)
+        m, deviation = self.moments(x)
+        return m + deviation * torch.randn_like(m)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the pre-activations under the posterior, each of the output's shape."""
         v = nn.functional.conv2d(x.square(), self.var["weight"].exp())
-        return m + (v + VARIANCE_FLOOR).sqrt() * torch.randn_like(m)
+        return self.mean(x), (v + VARIANCE_FLOOR).sqrt()
 
     def kl(self) -> Tensor:
-        """KL(q || prior) of the layer's weights, a differentiable scalar in nats; an estimate where the prior samples."""
+        """KL(q || prior) of the layer's weights, a scalar in nats; an estimate where the prior samples."""
         return self.prior.kl(self.mean.weight, self.var["weight"])
 
 
@@ -58,6 +63,24 @@ def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
     """Let every Bayesian layer sample ("stoch") or use the posterior's mean ("det")."""
     for layer in bayesian_layers(net):
         layer.mode = mode
+
+
+def sample_outputs(layers: Sequence[nn.Module], x: Tensor, samples: int) -> Iterator[Tensor]:
+    """Outputs of a chain of layers for `samples` draws of their Bayesian ones, as that many calls would give.
+
+    All up to the first Bayesian layer's mean and deviation does not depend on the draw and is computed once, so a
+    deterministic chain, or one in the mode "det", gives the same output `samples` times.
+    """
+    for i, layer in enumerate(layers):
+        if isinstance(layer, BayesConv2d) and layer.mode == "stoch":
+            m, deviation = layer.moments(x)
+            rest = nn.Sequential(*layers[i + 1 :])
+            for _ in range(samples):
+                yield rest(torch.randn_like(m).mul_(deviation).add_(m))
+            return
+        x = layer(x)
+    for _ in range(samples):
+        yield x
 
 
 def kl(net: nn.Module) -> Tensor:

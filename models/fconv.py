@@ -3,9 +3,10 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from models.bayes import BayesConv2d
+from models.bayes import BayesConv2d, sample_outputs
 from models.configs import KERNEL_SIZES, NET_CONFIGS
 
 
@@ -46,3 +47,7 @@ class FConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, n_classes) for images (n, 1, 28, 28) with pixels in [0, 1]."""
         return self.classifier(self.features(x).flatten(1))
+
+    def sample_logits(self, x: Tensor, samples: int) -> Tensor:
+        """Logits (samples, n, n_classes) of that many draws of the weights, as so many calls in mode "stoch" give."""
+        return torch.stack([self.classifier(h.flatten(1)) for h in sample_outputs(list(self.features), x, samples)])

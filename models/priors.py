@@ -48,8 +48,8 @@ class DeepWeightPrior:
 
         KL_aux = -H[q] + E_{w~q} [ KL(r(z|w) || p(z)) - E_{z~r(z|w)} log p(w|z) ]
 
-    (Atanov et al. 2019, eq. 5), estimated without bias from `samples` reparameterized w's with one z each. H[q] is exact.
-    The VAE is not changed; gradients reach the posterior alone.
+    (Atanov et al. 2019, section 3), estimated without bias from `samples` reparameterized w's with one z each. H[q] is
+    exact. The VAE is not changed; gradients reach the posterior alone.
 
     Parameters
     ----------
