@@ -1,0 +1,288 @@
+"""The three commands and the experiments, end to end on small data in the true formats."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.model_selection import train_test_split
+
+import runs
+import utils
+from experiments import extract_kernels, plot_kernels
+from models.configs import NET_CONFIGS, VAE_KERNEL_SIZES
+from models.fconv import FConv
+from models.vae import VAES
+
+SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "2", "--bs", "32", "--device", "cpu"]
+BNN_COLUMNS = ["t", "train_nll", "KL", "train_loss", "test_nll", "test_loss", "train_acc"]
+BNN_COLUMNS += ["det_test_acc", "samp_test_acc", "ens[3]_test_acc", "lr", "sec"]
+
+
+def read_log(run):
+    with open(run.root / f"{run.script}-logs.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def lists(vae_folder, prior):
+    return ["--vae_list", vae_folder(7), vae_folder(5), "--init_list", "vae", "vae", "--prior_list", prior, prior]
+
+
+@pytest.mark.parametrize("prior", ["sn", "vae", "no"])
+def test_train_bnn(script, sandbox, vae_folder, prior):
+    argv = [*SMALL, *lists(vae_folder, prior), "--num_examples", "20", "--ens", "3", "--kl_kernels", "5"]
+    run = script("train-bnn.py").main(argv)
+    rows = read_log(run)
+    assert list(rows[0]) == BNN_COLUMNS and [row["t"] for row in rows] == ["1", "2"]
+    last = {key: float(value) for key, value in rows[-1].items()}
+    assert all(np.isfinite(list(last.values())))
+    assert last["train_loss"] == pytest.approx(20 * last["train_nll"] + last["KL"], rel=1e-5)
+    assert last["test_loss"] == pytest.approx(last["test_nll"] + last["KL"], rel=1e-5)
+    assert last["lr"] == pytest.approx(1e-3 / 2)
+
+    state = torch.load(run.root / "model.torch", weights_only=True)
+    assert {"features.conv1.mean.weight", "features.conv2.mean.bias", "features.conv2.var.weight"} < state.keys()
+    assert "classifier.weight" in state and len(state) == 8
+    params = yaml.safe_load((run.root / "params.yaml").read_text())
+    assert params["hid_dim"] == [3, 4] and params["root"] == str(run.root) and params["id"] == 1
+    base = sandbox / "logs" / "exman-train-bnn.py"
+    assert run.root.parent == base / "runs"
+    assert yaml.safe_load((base / "index" / f"{run.root.name}.yaml").read_text()) == params
+    assert (run.root / "train-bnn.py-logs.out").read_text().split()[0] == "t"
+
+
+def test_the_dwp_run_learns(script, sandbox, vae_folder):
+    argv = [*SMALL, *lists(vae_folder, "vae"), "--epochs", "60", "--lr", "0.01", "--eval_freq", "60", "--ens", "3"]
+    rows = read_log(script("train-bnn.py").main(argv))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert float(rows[-1]["ens[3]_test_acc"]) > 0.5 > float(rows[0]["ens[3]_test_acc"])
+
+
+@pytest.mark.parametrize("net_cfg", [name for name, c in NET_CONFIGS["fconv"].items() if not any(c.bayesian)])
+def test_train_net_then_a_bayesian_network_from_it(script, sandbox, net_cfg):
+    do = ["--do", "0.2", "0.3"] if "do" in net_cfg else []
+    run = script("train-net.py").main([*SMALL, "--net_cfg", net_cfg, "--l2", "0.01", *do])
+    row = read_log(run)[-1]
+    assert list(row) == ["t", "loss", "train_nll", "test_nll", "train_acc", "test_acc", "lr", "sec", "l2_norm"]
+    assert float(row["loss"]) > float(row["train_nll"])
+    state = torch.load(run.root / "model.torch", weights_only=True)
+    features = [value for name, value in state.items() if name.startswith("features.")]
+    assert float(row["l2_norm"]) == pytest.approx(sum(v.double().square().sum().item() for v in features), rel=1e-5)
+
+    net = FConv("bayes-1-0", (3, 4))
+    utils.load_pretrained(net, state, "")
+    torch.testing.assert_close(net.features.conv1.mean.weight, state["features.conv1.weight"])
+    torch.testing.assert_close(net.classifier.bias, state["classifier.bias"])
+    assert (net.features.conv1.var["weight"] == -10).all()
+    argv = ["--init_list", "pretrained", "--pretrained", str(run.root / "model.torch"), "--net_cfg", "bayes-1-0"]
+    script("train-bnn.py").main([*SMALL, *argv, "--ens", "2"])
+
+
+def test_warm_start_and_config(script, sandbox, capsys):
+    first = script("train-bnn.py").main([*SMALL, "--ens", "2", "--name", "first"])
+    with open(first.root / "params.yaml", "a") as file:
+        file.write("gpu_id: '3'\nverbose: 1\n")
+    second = script("train-bnn.py").main(
+        ["--config", str(first.root / "params.yaml"), "--resume", str(first.root), "--epochs", "1", "--lr", "1e-12"]
+    )
+    assert "gpu_id" in capsys.readouterr().err
+    a, b = (torch.load(run.root / "model.torch", weights_only=True) for run in (first, second))
+    torch.testing.assert_close(a, b)
+    assert second.root != first.root and len(read_log(second)) == 1
+
+
+@pytest.mark.parametrize("k", VAE_KERNEL_SIZES)
+@pytest.mark.parametrize("var", ["train", "0.05"])
+def test_train_vae(script, sandbox, k, var):
+    kernels = np.random.default_rng(0).standard_normal((300, 1, k, k)).astype(np.float32)
+    for part in ("train", "test"):
+        np.save(sandbox / f"{part}.npy", 0.2 * kernels)
+    argv = ["--data_dir", str(sandbox), "--kernel_dim", str(k), "--z_dim", "2", "--hidden_dim", "4", "--var", var]
+    run = script("train-vae.py").main([*argv, "--num_epochs", "15", "--eval_freq", "15"])
+    rows = read_log(run)
+    assert list(rows[0]) == ["t", "train_elbo", "train_ll", "train_kl", "test_elbo", "test_ll", "test_kl"]
+    assert float(rows[-1]["test_elbo"]) > float(rows[0]["test_elbo"])
+    vae = utils.load_vae(run.root)
+    assert not any(p.requires_grad for p in vae.parameters()) and not vae.training
+    mean, variance = vae.decode(torch.zeros(3, 2, 1, 1))
+    assert mean.shape == variance.shape == (3, 1, k, k)
+    if var != "train":
+        assert (variance == float(var)).all()
+    files = [str(run.root / name) for name in ("vae_params.torch", "opt_params.torch")]
+    script("train-vae.py").main([*argv, "--num_epochs", "1", "--resume_vae", files[0], "--resume_opt", files[1]])
+
+
+def test_state_dict_names_are_the_published_ones(published):
+    for k, z_dim, hidden_dim in ((7, 2, 32), (5, 4, 64)):
+        state = torch.load(published / f"vae{k}x{k}" / "vae_params.torch", map_location="cpu", weights_only=True)
+        ours = VAES[k](z_dim, hidden_dim).state_dict()
+        assert {name: v.shape for name, v in ours.items()} == {name: v.shape for name, v in state.items()}
+
+
+def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
+    for seed in ("1", "2"):
+        script("train-net.py").main([*SMALL, "--seed", seed, "--epochs", "1"])
+    pattern = str(sandbox / "logs" / "exman-train-net.py" / "runs" / "*")
+    out = sandbox / "fconv"
+    argv = ["--runs", pattern, "--out", str(out)]
+    extract_kernels.main(argv)
+    assert not out.exists() and "24 kernels of 2 networks" in capsys.readouterr().out
+
+    networks = [torch.load(p, weights_only=True) for p in sorted(sandbox.glob("logs/*/runs/*/model.torch"))]
+    conv2 = torch.cat([state["features.conv2.weight"].reshape(-1, 1, 5, 5) for state in networks])
+    norms = conv2.double().square().sum((1, 2, 3)).sqrt()
+    threshold = norms.sort().values[10].item() - 1e-6
+    extract_kernels.main([*argv, "--min_norm_7x7", "0", "--min_norm_5x5", str(threshold)])
+    train, test = (np.load(out / "conv5x5" / f"{part}.npy") for part in ("train", "test"))
+    assert len(test) == 3 and len(train) == 11 and train.dtype == np.float32
+    expected = {kernel.numpy().tobytes() for kernel in conv2[norms >= threshold]}
+    assert {kernel.tobytes() for kernel in np.concatenate([train, test])} == expected
+    with pytest.raises(SystemExit):
+        extract_kernels.main([*argv, "--min_norm_7x7", "1e9"])
+    assert "keeps 0 kernels" in capsys.readouterr().err
+
+    plot_kernels.main(["--conv", str(out / "conv7x7"), "--vae", vae_folder(7), "--out", str(out / "figures")])
+    assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}
+
+
+@pytest.mark.parametrize("kind", ["vae", "filters"])
+def test_init(kind, sandbox, vae_folder, script):
+    kernels = [torch.full((40, 1, k, k), float(k)) for k in (7, 5)]
+    for k, array in zip((7, 5), kernels, strict=True):
+        np.save(sandbox / f"{k}.npy", array.numpy())
+    args = script("train-net.py").parse(
+        f"--init_list {kind} {kind} --vae_list {vae_folder(7)} {vae_folder(5)} --hid_dim 3 4 "
+        f"--filters_list {sandbox}/7.npy {sandbox}/5.npy".split()
+    )
+    net = FConv("vanilla", args.hid_dim)
+    vaes = utils.load_vaes(args, torch.device("cpu"), (7, 5))
+    torch.manual_seed(0)
+    utils.init_network(net, args, vaes)
+    if kind == "filters":
+        assert (net.features.conv1.weight == 7).all() and (net.features.conv2.weight == 5).all()
+    else:
+        torch.manual_seed(0)
+        for shape in ((3, 1, 7, 7), (4, 3, 5, 5), (10, 36)):
+            torch.nn.init.xavier_normal_(torch.empty(shape))
+        expected = vaes[0].decode(torch.randn(3, 2, 1, 1))[0]
+        torch.testing.assert_close(net.features.conv1.weight, expected.view(3, 1, 7, 7))
+
+
+def test_split_is_scikit_learns():
+    labels = torch.from_numpy(np.random.default_rng(0).choice(10, 6000, p=[0.05] * 5 + [0.15] * 5))
+    for seed in range(5):
+        ours = utils.few_shot_split(labels, 50, seed)
+        expected = train_test_split(np.arange(6000), train_size=50, random_state=seed, stratify=labels.numpy())[0]
+        assert ours.tolist() == expected.tolist()
+        counts = np.bincount(labels[ours].numpy(), minlength=10)
+        assert (np.abs(counts - 50 * np.bincount(labels.numpy()) / 6000) <= 1).all()
+
+
+@pytest.mark.parametrize("epoch, expected", [(1, 1.0), (4, 1.0), (5, 1.0), (6, 5 / 6), (10, 1 / 6)])
+def test_learning_rate(script, epoch, expected):
+    args = script("train-net.py").parse(["--epochs", "10", "--decrease_from", "4", "--lr", "1"])
+    assert runs.learning_rate(args, epoch) == pytest.approx(expected)
+    args.milestones = [3, 8]
+    assert runs.learning_rate(args, epoch) == 0.5 ** ((epoch > 3) + (epoch > 8))
+
+
+VAE_ARGS = ["--kernel_dim", "5", "--train", "x.npy", "--test", "x.npy"]
+MISTAKES = [
+    ("train-bnn.py", ["--nope", "1"], "--nope"),
+    ("train-bnn.py", ["--epochs", "-3"], "at least 1"),
+    ("train-bnn.py", ["--lr", "nan"], "--lr"),
+    ("train-bnn.py", ["--prior", "flow"], "flow"),
+    ("train-bnn.py", ["--prior_list", "sn"], "--prior_list: found 1"),
+    ("train-bnn.py", ["--prior_list", "vae", "vae"], "--vae_list"),
+    ("train-bnn.py", ["--prior_list", "sn", "sn", "--net_cfg", "bayes-1-0"], "deterministic"),
+    ("train-bnn.py", ["--vae_list", "nowhere", "nowhere", "--prior", "vae", *SMALL], "nowhere"),
+    ("train-bnn.py", ["--net_cfg", "vanilla"], "--net_cfg"),
+    ("train-bnn.py", [*SMALL, "--num_examples", "5"], "--num_examples: found 5"),
+    ("train-bnn.py", [*SMALL, "--num_examples", "500"], "--num_examples: found 500"),
+    ("train-bnn.py", [*SMALL, "--resume", "nowhere"], "--resume"),
+    ("train-bnn.py", [*SMALL, "--n_classes", "4"], "--n_classes: found 4"),
+    ("train-bnn.py", ["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ("train-net.py", ["--hid_dim", "3"], "--hid_dim: found 1"),
+    ("train-net.py", ["--init_list", "vae", "vae", "vae"], "--init_list: found 3"),
+    ("train-net.py", ["--init_list", "pretrained", "vae"], "alone"),
+    ("train-net.py", ["--pretrained", "x"], "--pretrained"),
+    ("train-net.py", ["--net_cfg", "vanilla-do"], "--do: found 0"),
+    ("train-net.py", ["--fastconv", "1"], "--fastconv"),
+    ("train-net.py", ["--decrease_from", "100"], "--decrease_from"),
+    ("train-vae.py", ["--kernel_dim", "6"], "--kernel_dim: found 6"),
+    ("train-vae.py", ["--kernel_dim", "5"], "--data_dir"),
+    ("train-vae.py", VAE_ARGS, "--train"),
+    ("train-vae.py", [*VAE_ARGS, "--var", "-1"], "--var"),
+]
+
+
+@pytest.mark.parametrize("name, argv, expected", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(script, sandbox, capsys, name, argv, expected):
+    with pytest.raises(SystemExit) as stop:
+        script(name).main(argv)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and expected in err and len(err.splitlines()) == 1
+    assert not (sandbox / "logs").exists()
+
+
+def bad_kernels():
+    good = np.zeros((10, 1, 5, 5), np.float32)
+    yield "nan", np.where(good == 0, np.nan, good), "not finite"
+    yield "rank", good[:, 0], "(10, 5, 5)"
+    yield "size", np.zeros((10, 1, 7, 7), np.float32), "(10, 1, 7, 7)"
+    yield "kind", good.astype(np.int64), "int64"
+    yield "empty", good[:0], "(0, 1, 5, 5)"
+    yield "object", np.array([{}], dtype=object), "not a plain npy"
+
+
+@pytest.mark.parametrize("what, array, expected", list(bad_kernels()), ids=lambda value: str(value)[:8])
+def test_bad_kernels_are_refused(script, sandbox, capsys, what, array, expected):
+    np.save(sandbox / "x.npy", array, allow_pickle=True)
+    with pytest.raises(SystemExit):
+        script("train-vae.py").main(["--kernel_dim", "5", "--train", str(sandbox / "x.npy"), "--test", "x"])
+    assert expected in capsys.readouterr().err
+
+
+def test_a_vae_of_the_wrong_size_or_that_runs_code_is_refused(script, sandbox, capsys, vae_folder):
+    small, large = vae_folder(5), vae_folder(7)
+    with pytest.raises(SystemExit):
+        script("train-bnn.py").main([*SMALL, "--vae_list", small, large, "--prior", "vae"])
+    assert "expected 7x7 for conv 1" in capsys.readouterr().err
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(sandbox / "evil"),)
+
+    torch.save({"x": Evil()}, sandbox / "vae5x5" / "vae_params.torch")
+    with pytest.raises(SystemExit):
+        script("train-bnn.py").main([*SMALL, "--vae_list", large, small, "--prior", "vae"])
+    assert "cannot be loaded as data" in capsys.readouterr().err
+    assert not (sandbox / "evil").exists() and not (sandbox / "logs").exists()
+
+
+def test_as_processes(sandbox):
+    """Help, a mistake and two launches at once, with no terminal: no progress bar, two numbers."""
+    root = runs.ROOT
+    for name in ("train-net.py", "train-vae.py", "train-bnn.py"):
+        done = subprocess.run([sys.executable, root / name, "--help"], capture_output=True, text=True, check=True)
+        assert "default" in done.stdout and "run:" in done.stdout
+    done = subprocess.run([sys.executable, root / "train-bnn.py", "--bs", "0"], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
+    start = [sys.executable, root / "train-net.py", *SMALL, "--epochs", "1"]
+    both = [subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0] and [err for _, err in outputs] == ["", ""]
+    names = sorted(p.name for p in (sandbox / "logs" / "exman-train-net.py" / "runs").iterdir())
+    assert [name[:7] for name in names] == ["000001-", "000002-"]
+
+
+def test_same_seed_same_numbers(script, sandbox, vae_folder):
+    argv = [*SMALL, *lists(vae_folder, "vae"), "--ens", "2", "--kl_kernels", "4"]
+    a, b = (read_log(script("train-bnn.py").main(argv)) for _ in range(2))
+    assert [{k: v for k, v in row.items() if k != "sec"} for row in a] == [
+        {k: v for k, v in row.items() if k != "sec"} for row in b
+    ]

@@ -1,0 +1,254 @@
+"""The mathematics against something independent of the code under test."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import integrate, stats
+from torch import nn
+
+import utils
+from models.bayes import BayesConv2d, sample_outputs, set_mode
+from models.fconv import FConv
+from models.priors import DeepWeightPrior, NoPrior, NormalPrior
+from models.vae import VAES
+
+
+def reference_network(state, name, x, modules):
+    """Apply ELU layers (kind, index, padding) of a state dict in float64, the ELU by its formula."""
+    for kind, index, padding in modules:
+        weight, bias = state[f"{name}.{index}.weight"].double(), state[f"{name}.{index}.bias"].double()
+        x = F.conv2d(x, weight, bias, padding=padding) if kind == "conv" else F.conv_transpose2d(x, weight, bias)
+        x = torch.where(x > 0, x, torch.exp(torch.clamp(x, max=0)) - 1)
+    return x
+
+
+LAYERS = {
+    7: (
+        [("conv", 0, 0), ("conv", 2, 0), ("conv", 4, 0)],
+        [("convT", 0, 0), ("convT", 2, 0), ("convT", 4, 0)],
+        ("fc_mu", "fc_var", "fc_mu", "fc_var"),
+    ),
+    5: (
+        [("conv", 0, 1), ("conv", 2, 1), ("conv", 4, 0), ("conv", 6, 0)],
+        [("conv", 0, 0), ("convT", 2, 0), ("convT", 4, 0), ("conv", 6, 0)],
+        ("fc_mu", "fc_sigma", "fc_mu.0", "fc_var.0"),
+    ),
+}
+
+
+def reference_dwp_kl(state, k, mean, log_variance, eps_w, eps_z):
+    """KL_aux in nats, written out in float64 from DESIGN's formula, for kernels (n, 1, k, k) and given noise."""
+    encoder, decoder, (enc_mu, enc_var, dec_mu, dec_var) = LAYERS[k]
+
+    def head(part, name, h):
+        return F.conv2d(h, state[f"{part}.{name}.weight"].double(), state[f"{part}.{name}.bias"].double())
+
+    mean, variance = mean.double(), log_variance.double().exp()
+    w = mean + variance.sqrt() * eps_w.double()
+    h = reference_network(state, "encoder.features", w, encoder)
+    m, s = head("encoder", enc_mu, h), torch.log1p(head("encoder", enc_var, h).exp())
+    z = m + s.sqrt() * eps_z.double()
+    h = reference_network(state, "decoder.decoder", z, decoder)
+    mu, var = head("decoder", dec_mu, h), torch.log1p(head("decoder", dec_var, h).exp())
+    entropy = (0.5 * torch.log(2 * math.pi * math.e * variance)).sum()
+    kl = (0.5 * (s + m**2 - 1 - torch.log(s))).sum()
+    log_p = (-0.5 * torch.log(2 * math.pi * var) - (w - mu) ** 2 / (2 * var)).sum()
+    return -entropy + kl - log_p
+
+
+def dwp_layer(k, kernels=0, samples=1, channels=(3, 4)):
+    torch.manual_seed(0)
+    vae = VAES[k](2, 8).requires_grad_(False)
+    layer = BayesConv2d(*channels, k)
+    with torch.no_grad():
+        layer.mean.weight.normal_(0, 0.5)
+        layer.var["weight"].uniform_(-6, -1)
+    layer.prior = DeepWeightPrior(vae, samples, kernels)
+    return layer
+
+
+@pytest.mark.parametrize("k", [5, 7])
+@pytest.mark.parametrize("kernels", [0, 5])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_dwp_kl_is_the_formula(k, kernels, samples):
+    layer = dwp_layer(k, kernels, samples)
+    state = layer.prior.vae.state_dict()
+    mean, log_variance = (p.detach().reshape(-1, 1, k, k) for p in (layer.mean.weight, layer.var["weight"]))
+    n = len(mean)
+    torch.manual_seed(1)
+    found = layer.kl()
+    torch.manual_seed(1)
+    entropy = (0.5 * (math.log(2 * math.pi * math.e) + log_variance.double())).sum()
+    total = -entropy
+    for _ in range(samples):
+        drawn = torch.randperm(n)[:kernels] if kernels else torch.arange(n)
+        eps_w, eps_z = torch.randn(len(drawn), 1, k, k), torch.randn(len(drawn), 2, 1, 1)
+        part = reference_dwp_kl(state, k, mean[drawn], log_variance[drawn], eps_w, eps_z)
+        part_entropy = (0.5 * (math.log(2 * math.pi * math.e) + log_variance[drawn].double())).sum()
+        total = total + (part + part_entropy) * n / len(drawn) / samples
+    assert found.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_dwp_kl_with_published_vaes(published):
+    for k in (7, 5):
+        vae = utils.load_vae(published / f"vae{k}x{k}")
+        w = utils.load_kernels(published / f"conv{k}x{k}" / "test.npy", "test")[:64]
+        log_variance = torch.full_like(w, -6.0)
+        torch.manual_seed(3)
+        found = DeepWeightPrior(vae).kl(w.view(8, 8, k, k), log_variance.view(8, 8, k, k))
+        torch.manual_seed(3)
+        noise = torch.randn_like(w), torch.randn(64, vae.z_dim, 1, 1)
+        assert found.item() == pytest.approx(
+            reference_dwp_kl(vae.state_dict(), k, w, log_variance, *noise).item(), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("k", [5, 7])
+def test_gradients_are_finite_differences(k):
+    layer = dwp_layer(k, channels=(1, 2)).double()
+    layer.prior.vae.double()
+    rng = np.random.default_rng(0)
+    for parameter in (layer.mean.weight, layer.var["weight"]):
+        direction = torch.from_numpy(rng.standard_normal(parameter.shape))
+        torch.manual_seed(5)
+        (gradient,) = torch.autograd.grad(layer.kl(), parameter)
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter.add_(step * direction)
+                torch.manual_seed(5)
+                values.append(layer.kl().item())
+                parameter.add_(-step * direction)
+        assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+class TinyVAE:
+    """1x1 kernels and one code, so that quadrature does every integral: p(w|z) = N(tanh(z), 0.1 + 0.05 z^2)."""
+
+    kernel_dim = 1
+
+    def encode(self, w):
+        return 0.8 * w, 0.3 + 0.1 * torch.sigmoid(w)
+
+    def decode(self, z):
+        return torch.tanh(z), 0.1 + 0.05 * z**2
+
+
+def test_dwp_kl_in_the_mean_is_the_integral():
+    mean, variance = 0.7, 0.2**2
+
+    def inner(w):
+        m, s = 0.8 * w, 0.3 + 0.1 / (1 + math.exp(-w))
+        r = stats.norm(m, math.sqrt(s))
+
+        def integrand(z):
+            log_p = stats.norm.logpdf(w, math.tanh(z), math.sqrt(0.1 + 0.05 * z * z))
+            return r.pdf(z) * (r.logpdf(z) - stats.norm.logpdf(z) - log_p)
+
+        return integrate.quad(integrand, m - 8 * math.sqrt(s), m + 8 * math.sqrt(s))[0]
+
+    q = stats.norm(mean, math.sqrt(variance))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    expectation = sum(wt * inner(mean + math.sqrt(variance) * x) for x, wt in zip(nodes, weights, strict=True))
+    bound = expectation / math.sqrt(2 * math.pi) - q.entropy()
+
+    # The true KL, with p(w) by quadrature over z, is below the bound.
+    def evidence(w):
+        return integrate.quad(
+            lambda z: stats.norm.pdf(z) * stats.norm.pdf(w, math.tanh(z), math.sqrt(0.1 + 0.05 * z * z)), -9, 9
+        )[0]
+
+    log_p = [math.log(evidence(mean + math.sqrt(variance) * x)) for x in nodes]
+    true_kl = -q.entropy() - float(np.dot(weights, log_p)) / math.sqrt(2 * math.pi)
+    assert true_kl < bound
+
+    torch.manual_seed(0)
+    shape = (200, 500, 1, 1)
+    prior = DeepWeightPrior(TinyVAE())
+    draws = [prior.kl(torch.full(shape, mean), torch.full(shape, math.log(variance))).item() / 1e5 for _ in range(20)]
+    error = np.std(draws, ddof=1) / math.sqrt(len(draws))
+    assert abs(np.mean(draws) - bound) < 4 * error
+    assert 4 * error < 0.02 * abs(bound - true_kl) + 0.005
+
+
+def test_subsampled_kl_is_unbiased_in_value_and_gradient():
+    layer, all_kernels = dwp_layer(5, kernels=3), dwp_layer(5, kernels=0)
+
+    def draws(layer, n):
+        torch.manual_seed(7)
+        pairs = []
+        for _ in range(n):
+            kl = layer.kl()
+            (gradient,) = torch.autograd.grad(kl, layer.var["weight"])
+            pairs.append((kl.item(), gradient.sum().item()))
+        return np.array(pairs)
+
+    few, full = draws(layer, 800), draws(all_kernels, 400)
+    error = np.sqrt(few.var(0, ddof=1) / len(few) + full.var(0, ddof=1) / len(full))
+    assert (np.abs(few.mean(0) - full.mean(0)) < 4 * error).all()
+    assert (error < 0.2 * np.abs(full.mean(0))).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_normal_kl_is_torchs(scale):
+    mean, log_variance = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    q = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, scale)).sum()
+    torch.testing.assert_close(NormalPrior(scale).kl(mean, log_variance), expected)
+    assert NoPrior().kl(mean, log_variance) == 0
+
+
+def test_local_reparameterization_has_the_moments_of_sampled_weights():
+    torch.manual_seed(0)
+    layer = BayesConv2d(2, 3, 3, log_variance=-2.0)
+    with torch.no_grad():
+        layer.var["weight"].uniform_(-3, -1)
+    x, n = torch.randn(1, 2, 6, 6), 20000
+    with torch.no_grad():
+        ours = torch.cat([layer(x) for _ in range(n)])
+        deviation = (0.5 * layer.var["weight"]).exp()
+        weights = [layer.mean.weight + deviation * torch.randn_like(deviation) for _ in range(n)]
+        sampled = torch.cat([F.conv2d(x, w, layer.mean.bias) for w in weights])
+        spread = sampled.std(0)
+        assert ((ours.mean(0) - sampled.mean(0)).abs() < 5 * spread * math.sqrt(2 / n)).all()
+        assert ((ours.var(0) / sampled.var(0) - 1).abs() < 5 * 2 / math.sqrt(n)).all()
+        set_mode(layer, "det")
+        torch.testing.assert_close(layer(x), F.conv2d(x, layer.mean.weight, layer.mean.bias))
+
+
+def test_gradient_is_finite_where_the_input_is_dark():
+    layer = BayesConv2d(1, 2, 7)
+    layer(torch.zeros(1, 1, 28, 28)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+def test_sample_logits_has_the_distribution_of_single_calls():
+    torch.manual_seed(0)
+    net = FConv("bayes", (4, 6), log_variance=-3.0).eval()
+    x, n = torch.rand(3, 1, 28, 28), 4000
+    with torch.no_grad():
+        together, single = net.sample_logits(x, n), torch.stack([net(x) for _ in range(n)])
+        spread = single.std(0)
+        assert (spread > 0.01).all()
+        assert ((together.mean(0) - single.mean(0)).abs() < 5 * spread * math.sqrt(2 / n)).all()
+        assert ((together.var(0) / single.var(0) - 1).abs() < 10 / math.sqrt(n)).all()
+        for image in range(3):
+            assert stats.ks_2samp(together[:, image, 0].numpy(), single[:, image, 0].numpy()).pvalue > 1e-4
+        set_mode(net, "det")
+        torch.testing.assert_close(net.sample_logits(x, 2)[1], net(x))
+        vanilla = list(nn.Sequential(nn.Flatten()))
+        assert [out.shape for out in sample_outputs(vanilla, x, 2)] == [(3, 784)] * 2
+
+
+def test_published_vaes_elbo(published):
+    for k, nats in ((7, 49.6), (5, 52.6)):
+        vae = utils.load_vae(published / f"vae{k}x{k}")
+        w = utils.load_kernels(published / f"conv{k}x{k}" / "test.npy", "test")
+        torch.manual_seed(0)
+        repeats = 10 if k == 7 else 1
+        with torch.no_grad():
+            elbo = torch.cat([vae.elbo(b).elbo for _ in range(repeats) for b in w.split(2048)]).mean().item()
+        assert elbo == pytest.approx(nats, abs=0.5)
