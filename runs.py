@@ -22,6 +22,7 @@ from models.configs import KERNEL_SIZES
 
 ROOT = Path(__file__).resolve().parent
 DATA_SETS = ("mnist", "not-mnist")
+RUN_KEYS = ("root", "time", "id")  # of a run, beside its arguments, in params.yaml
 HEADER_EVERY = 40  # rows of the printed table between two headers
 
 
@@ -67,9 +68,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(self._config_argv(config.config) + argv if config.config else argv)
 
     def _config_argv(self, path: str) -> list[str]:
-        known = {action.dest: action for action in self._actions}
+        known = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         argv, ignored = [], []
         for key, value in read_yaml(path, f"--config {path}").items():
+            if key in RUN_KEYS:
+                continue
             if key not in known:
                 ignored.append(str(key))
             elif isinstance(known[key], argparse._StoreTrueAction):
@@ -256,7 +259,7 @@ class Run:
                 self.root = base / ("tmp" if args.tmp else "runs") / run
                 self.root.mkdir()
             params = {k: v for k, v in vars(args).items() if k != "config"}
-            params |= {"root": str(self.root), "time": now.isoformat(timespec="seconds"), "id": self.id}
+            params |= dict(zip(RUN_KEYS, (str(self.root), now.isoformat(timespec="seconds"), self.id), strict=True))
             with write_whole(self.root / "params.yaml") as file:
                 file.write(yaml.safe_dump(params, sort_keys=False).encode())
             link = base / "index" / f"{run}.yaml"

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     # After the arguments, so that a mistake in them answers at once.
     import torch
     import torch.nn.functional as F
-    from tqdm import trange
+    from tqdm import tqdm, trange
 
     import utils
     from models.bayes import kl, set_mode
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
         """
         net.eval()
         totals = torch.zeros(4, device=device)
-        for x, y in test.batches(args.test_bs):
+        for x, y in tqdm(test.batches(args.test_bs), desc="test batches", leave=False, disable=None):
             set_mode(net, "det")
             det = net(x)
             set_mode(net, "stoch")

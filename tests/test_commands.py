@@ -89,7 +89,7 @@ def test_warm_start_and_config(script, sandbox, capsys):
     second = script("train-bnn.py").main(
         ["--config", str(first.root / "params.yaml"), "--resume", str(first.root), "--epochs", "1", "--lr", "1e-12"]
     )
-    assert "gpu_id" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("no such option here, ignored: gpu_id, verbose\n")
     a, b = (torch.load(run.root / "model.torch", weights_only=True) for run in (first, second))
     torch.testing.assert_close(a, b)
     assert second.root != first.root and len(read_log(second)) == 1
@@ -227,6 +227,14 @@ def test_a_mistake_is_one_line_and_exit_2(script, sandbox, capsys, name, argv, e
     err = capsys.readouterr().err
     assert stop.value.code == 2 and expected in err and len(err.splitlines()) == 1
     assert not (sandbox / "logs").exists()
+
+
+def test_a_folder_that_cannot_be_made(script, sandbox, monkeypatch, capsys):
+    (sandbox / "file").write_text("")
+    monkeypatch.setenv("DWP_PATH", str(sandbox / "file"))
+    with pytest.raises(SystemExit):
+        script("train-net.py").main(SMALL)
+    assert "DWP_PATH: cannot make a run directory" in capsys.readouterr().err
 
 
 def bad_kernels():
