@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from matplotlib.font_manager import findSystemFonts
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
@@ -47,8 +47,7 @@ def draw(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray | None:
     box = canvas.getbbox()
     if box is None:
         return None
-    glyph = canvas.crop(box)
-    glyph.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+    glyph = ImageOps.contain(canvas.crop(box), (SIZE, SIZE), Image.Resampling.LANCZOS)
     image = Image.new("L", (SIZE, SIZE))
     image.paste(glyph, ((SIZE - glyph.width) // 2, (SIZE - glyph.height) // 2))
     return np.asarray(image)
