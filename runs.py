@@ -6,6 +6,7 @@ import datetime
 import functools
 import io
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -47,13 +48,18 @@ def command(main: Callable) -> Callable:
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in every line that has one; the description as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, "", [], False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose help states defaults, whose errors are one line, and that reads `--config FILE.yaml`."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -61,6 +67,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse `argv`; options in the file that `--config` names come first, so the command line overrides them."""
         argv = list(sys.argv[1:] if argv is None else argv)
+        if all(action.dest != "config" for action in self._actions):
+            return super().parse_args(argv)
         before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         before.error = self.error
         before.add_argument("--config")
@@ -86,8 +94,10 @@ class Parser(argparse.ArgumentParser):
         return argv
 
 
-def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable[[str], Any]:
+def number(kind: type, low: float, high: float | None = None, open_low: bool = False) -> Callable[[str], Any]:
     """An argparse type: an int or a finite float in [low, high], or in (low, high] with `open_low`."""
+    if high is None:
+        high = 2**31 - 1 if kind is int else float("inf")
     bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
         f" and at most {high:g}" if high < float("inf") else ""
     )
@@ -167,8 +177,8 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
     init.add_argument("--pretrained", metavar="FILE", default="", help="state dict of a network (init 'pretrained')")
 
 
-def check_network_options(args: argparse.Namespace, configs: Sequence[str]) -> None:
-    """Check what one option says about another. Raises UserError."""
+def check_network_options(args: argparse.Namespace, configs: Sequence[str], priors: Sequence[str] = ()) -> None:
+    """Check what one option says about another; `priors` are those of the conv layers. Raises UserError."""
     sizes = KERNEL_SIZES[args.model]
     if args.net_cfg not in configs:
         raise UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(configs)} for {args.model}")
@@ -180,7 +190,7 @@ def check_network_options(args: argparse.Namespace, configs: Sequence[str]) -> N
         raise UserError(
             f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every layer"
         )
-    if args.decrease_from >= args.epochs:
+    if not args.milestones and args.decrease_from >= args.epochs:
         raise UserError(f"--decrease_from: found {args.decrease_from}, expected less than --epochs {args.epochs}")
     if bool(args.pretrained) != ("pretrained" in args.init_list):
         raise UserError("--pretrained FILE and --init_list pretrained go together: found one without the other")
@@ -188,7 +198,7 @@ def check_network_options(args: argparse.Namespace, configs: Sequence[str]) -> N
         given = getattr(args, option)
         if len(given) > len(sizes):
             raise UserError(f"--{option}: found {len(given)} entries, expected at most {len(sizes)} convs")
-        users = [*enumerate(args.init_list), *enumerate(getattr(args, "prior_list", []))]
+        users = [*enumerate(args.init_list), *enumerate(priors)]
         short = [i for i, kind in users if kind == needs and i >= len(given)]
         if short:
             raise UserError(f"--{option}: found {len(given)} entries, expected one for conv {short[0] + 1} ({needs!r})")
@@ -210,7 +220,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"{what}: {error.strerror}, expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that does not exist
         raise UserError(f"{what}: not a plain YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{what}: found a {type(content).__name__}, expected a mapping of options to values")
@@ -219,11 +229,14 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at `path` complete, on success, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Open a binary file that appears at `path` complete, on success, or not at all.
+
+    Raises UserError where the system refuses: a folder that cannot be written, a full disk.
+    """
+    path, name = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -232,8 +245,11 @@ def write_whole(path: str | Path) -> Iterator[IO[bytes]]:
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's files are the owner's alone
         os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+    except BaseException as error:
+        if name:
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
         raise
 
 
@@ -248,6 +264,7 @@ class Run:
         base = Path(os.environ.get("DWP_PATH") or ROOT / "logs") / f"exman-{script}"
         self.script = script
         self.rows: list[dict[str, float]] = []
+        self.root: Path | None = None
         try:
             for folder in ("runs", "tmp", "index"):
                 (base / folder).mkdir(parents=True, exist_ok=True)
@@ -256,15 +273,20 @@ class Run:
                 used = [int(p.name[:6]) for d in ("runs", "tmp") for p in (base / d).iterdir() if p.name[:6].isdigit()]
                 self.id = max(used, default=0) + 1
                 run = f"{self.id:06d}-{now:%Y-%m-%d-%H-%M-%S}"
-                self.root = base / ("tmp" if args.tmp else "runs") / run
-                self.root.mkdir()
+                root = base / ("tmp" if args.tmp else "runs") / run
+                root.mkdir()
+                self.root = root
             params = {k: v for k, v in vars(args).items() if k != "config"}
             params |= dict(zip(RUN_KEYS, (str(self.root), now.isoformat(timespec="seconds"), self.id), strict=True))
             with write_whole(self.root / "params.yaml") as file:
                 file.write(yaml.safe_dump(params, sort_keys=False).encode())
             link = base / "index" / f"{run}.yaml"
             link.symlink_to(os.path.relpath(self.root / "params.yaml", link.parent))
-        except OSError as error:
+        except (OSError, UserError) as error:
+            if self.root:
+                shutil.rmtree(self.root, ignore_errors=True)
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"DWP_PATH: cannot make a run directory in {base}: {error.strerror}") from None
 
     def log(self, t: int, **values: float) -> None:

@@ -42,19 +42,25 @@ def parse(argv: list[str] | None = None):
     runs.add_run_options(parser)
     args = parser.parse_args(argv)
 
-    configs = NET_CONFIGS[args.model]
-    if args.net_cfg in configs and not args.prior_list:
-        args.prior_list = [args.prior if bayesian else "no" for bayesian in configs[args.net_cfg].bayesian]
-    runs.check_network_options(args, [name for name, config in configs.items() if any(config.bayesian)])
+    configs = {name: config for name, config in NET_CONFIGS[args.model].items() if any(config.bayesian)}
+    if args.net_cfg not in configs:
+        raise runs.UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(configs)}")
     bayesian = configs[args.net_cfg].bayesian
-    if len(args.prior_list) != len(bayesian):
+    if args.prior_list and len(args.prior_list) != len(bayesian):
         raise runs.UserError(f"--prior_list: found {len(args.prior_list)} entries, expected {len(bayesian)} convs")
     for i, prior in enumerate(args.prior_list):
         if prior != "no" and not bayesian[i]:
             raise runs.UserError(
                 f"--prior_list: found {prior!r} for conv {i + 1}, expected 'no': it is deterministic in {args.net_cfg}"
             )
+    runs.check_network_options(args, list(configs), priors(args))
     return args
+
+
+def priors(args) -> list[str]:
+    """The prior of each conv layer."""
+    bayesian = NET_CONFIGS[args.model][args.net_cfg].bayesian
+    return args.prior_list or [args.prior if is_bayesian else "no" for is_bayesian in bayesian]
 
 
 @runs.command
@@ -63,7 +69,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     # After the arguments, so that a mistake in them answers at once.
     import torch
     import torch.nn.functional as F
-    from tqdm import tqdm, trange
+    from tqdm import trange
 
     import utils
     from models.bayes import kl, set_mode
@@ -73,10 +79,10 @@ def main(argv: list[str] | None = None) -> runs.Run:
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
     train, test = utils.load_network_data(args, device)
-    vaes = utils.load_vaes(args, device, KERNEL_SIZES[args.model])
+    vaes = utils.load_vaes(args, device, KERNEL_SIZES[args.model], priors(args))
     net = FConv(args.net_cfg, args.hid_dim, args.n_classes, log_variance=args.logvarinit).to(device)
     utils.init_network(net, args, vaes)
-    for kind, vae, layer in zip(args.prior_list, vaes, utils.conv_layers(net), strict=True):
+    for kind, vae, layer in zip(priors(args), vaes, utils.conv_layers(net), strict=True):
         if kind == "vae":
             layer.prior = DeepWeightPrior(vae, args.dwp_samples, args.kl_kernels)
         elif kind == "sn":
@@ -95,7 +101,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
         """
         net.eval()
         totals = torch.zeros(4, device=device)
-        for x, y in tqdm(test.batches(args.test_bs), desc="test batches", leave=False, disable=None):
+        for x, y in test.batches(args.test_bs, "test"):
             set_mode(net, "det")
             det = net(x)
             set_mode(net, "stoch")
@@ -114,7 +120,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
         net.train()
         # Summed on the device: reading a value would make every step wait for it.
         nll_sum, kl_sum, hits, steps = *(torch.zeros((), device=device) for _ in range(3)), 0
-        for x, y in train.batches(args.bs, shuffle=True):
+        for x, y in train.batches(args.bs, "training", shuffle=True):
             logits = net(x)
             nll = F.cross_entropy(logits, y)
             step_kl = kl(net)

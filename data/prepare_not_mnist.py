@@ -8,7 +8,6 @@ duplicates. Train and test come from different font families; an archive does no
 one file name stay together.
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -25,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
 
 from data.prepare_mnist import MAX_BYTES, idx_bytes
-from runs import ROOT, UserError, command, number, write_whole
+from runs import ROOT, Parser, UserError, command, number, write_whole
 
 LETTERS = "ABCDEFGHIJ"
 SIZE = 28
@@ -128,12 +127,14 @@ def is_test(group: str, test_share: float) -> bool:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--archive", type=Path, help="notMNIST's tar file, or its unpacked folder")
     source.add_argument("--fonts", type=Path, nargs="+", default=[], help="folders of fonts; default: this machine's")
-    parser.add_argument("--root", type=Path, default=Path(os.environ.get("DATA_ROOT") or ROOT / "data"))
-    parser.add_argument("--test_share", type=number(float, 0, 1), default=0.3, help="share of families in test (0.3)")
+    parser.add_argument(
+        "--root", type=Path, default=Path(os.environ.get("DATA_ROOT") or ROOT / "data"), help="folder of data sets"
+    )
+    parser.add_argument("--test_share", type=number(float, 0, 1), default=0.3, help="share of families in test")
     args = parser.parse_args(argv)
 
     for option, paths in (("--archive", [args.archive] if args.archive else []), ("--fonts", args.fonts)):
@@ -157,11 +158,8 @@ def main(argv: list[str] | None = None) -> None:
         images = np.stack([members[i][0] for i in order])
         labels = np.array([members[i][1] for i in order], dtype=np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            try:
-                with write_whole(raw / f"{part}-{kind}-ubyte") as file:
-                    file.write(idx_bytes(array))
-            except OSError as error:
-                raise UserError(f"--root: cannot write {raw}: {error.strerror}") from None
+            with write_whole(raw / f"{part}-{kind}-ubyte") as file:
+                file.write(idx_bytes(array))
         print(f"{part}: {len(labels)} images, per letter {np.bincount(labels).tolist()}")
     print(f"notMNIST is in {raw}")
 

@@ -1,13 +1,12 @@
 r"""Collect the kernels of source networks, prune those whose norm is almost zero, and write the VAE's data sets.
 
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
-        --min_norm_7x7 0.5 --min_norm_5x5 0.2
+        --min_norm_7x7 0.1 --min_norm_5x5 0.09
 
 Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call
 without thresholds shows where the valley between pruned and structured kernels lies.
 """
 
-import argparse
 import glob
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 import utils
-from runs import UserError, command, number, write_whole
+from runs import Parser, UserError, command, number, write_whole
 
 BINS = 30
 BAR = 50  # characters of the longest bar
@@ -48,7 +47,7 @@ def find_models(patterns: list[str]) -> list[Path]:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--runs", nargs="+", required=True, help="run directories of train-net.py, or globs")
     parser.add_argument("--out", type=Path, required=True, help="folder to write conv7x7/ and conv5x5/ into")
     for k in (7, 5):
@@ -63,8 +62,6 @@ def main(argv: list[str] | None = None) -> None:
         kernels = torch.cat([network[k] for network in networks if k in network] or [torch.empty(0, 1, k, k)])
         if not len(kernels):
             raise UserError(f"--runs: the {len(models)} networks have no {k}x{k} kernels")
-        if not torch.isfinite(kernels).all():
-            raise UserError(f"--runs: {k}x{k} kernels have values that are not finite")
         print(f"\n{k}x{k}: {len(kernels)} kernels of {len(models)} networks; norm, count")
         print(text_histogram(kernels.flatten(1).norm(dim=1).numpy()))
         threshold = getattr(args, f"min_norm_{k}x{k}")
@@ -83,11 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     for k, parts in data_sets.items():
         for part, kernels in parts.items():
             path = args.out / f"conv{k}x{k}" / f"{part}.npy"
-            try:
-                with write_whole(path) as file:
-                    np.save(file, kernels.numpy().astype(np.float32), allow_pickle=False)
-            except OSError as error:
-                raise UserError(f"--out: cannot write {path}: {error.strerror}") from None
+            with write_whole(path) as file:
+                np.save(file, kernels.numpy().astype(np.float32), allow_pickle=False)
             print(f"{path}: {tuple(kernels.shape)}")
 
 

@@ -3,7 +3,6 @@
 python -m experiments.plot_kernels --conv data/fconv/conv7x7 --vae data/fconv/vae7x7 --out data/fconv/figures
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 import utils
-from runs import UserError, command, write_whole
+from runs import Parser, UserError, command, write_whole
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,7 +63,7 @@ def plot_latent_space(vae, kernels: torch.Tensor) -> plt.Figure:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--conv", type=Path, required=True, help="folder with train.npy and test.npy")
     parser.add_argument("--vae", type=Path, help="folder of a VAE of these kernels with z_dim 2")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")

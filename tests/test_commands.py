@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 
 import runs
 import utils
+from data.prepare_mnist import idx_bytes
 from experiments import extract_kernels, plot_kernels
 from models.configs import NET_CONFIGS, VAE_KERNEL_SIZES
 from models.fconv import FConv
@@ -55,6 +56,26 @@ def test_train_bnn(script, sandbox, vae_folder, prior):
     assert (run.root / "train-bnn.py-logs.out").read_text().split()[0] == "t"
 
 
+def test_the_objective_is_n_times_nll_plus_kl(script, sandbox):
+    """Adam's first moment after one step is a tenth of the gradient, here written out on the whole data set."""
+    shape = ["--epochs", "1", "--bs", "60", "--logvarinit", "-50", "--lamb", "0.5"]
+    run = script("train-bnn.py").main([*SMALL, *shape, "--lr", "1e-12", "--ens", "1"])
+    net = FConv("bayes", (3, 4)).double()
+    net.load_state_dict(torch.load(run.root / "model.torch", weights_only=True))
+    train, _ = utils.load_data("not-mnist")
+    nll = torch.nn.functional.cross_entropy(net(train.images.double() / 255), train.labels, reduction="sum")
+    kl = 0.0
+    for layer in (net.features.conv1, net.features.conv2):
+        q = torch.distributions.Normal(layer.mean.weight, (0.5 * layer.var["weight"]).exp())
+        kl = kl + torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 0.5)).sum()
+    (nll + kl).backward()
+    moments = torch.load(run.root / "opt.torch", weights_only=True)["state"]
+    for i, (name, parameter) in enumerate(net.named_parameters()):
+        expected = 0.1 * parameter.grad
+        error = (moments[i]["exp_avg"] - expected).norm() / expected.norm()
+        assert error < 1e-2, name
+
+
 def test_the_dwp_run_learns(script, sandbox, vae_folder):
     argv = [*SMALL, *lists(vae_folder, "vae"), "--epochs", "60", "--lr", "0.01", "--eval_freq", "60", "--ens", "3"]
     rows = read_log(script("train-bnn.py").main(argv))
@@ -67,11 +88,30 @@ def test_train_net_then_a_bayesian_network_from_it(script, sandbox, net_cfg):
     do = ["--do", "0.2", "0.3"] if "do" in net_cfg else []
     run = script("train-net.py").main([*SMALL, "--net_cfg", net_cfg, "--l2", "0.01", *do])
     row = read_log(run)[-1]
-    assert list(row) == ["t", "loss", "train_nll", "test_nll", "train_acc", "test_acc", "lr", "sec", "l2_norm"]
-    assert float(row["loss"]) > float(row["train_nll"])
+    assert list(row) == [
+        "t",
+        "loss",
+        "train_nll",
+        "test_nll",
+        "train_acc",
+        "test_acc",
+        "lr",
+        "sec",
+        "l2_norm",
+        "dwp_reg",
+    ]
     state = torch.load(run.root / "model.torch", weights_only=True)
     features = [value for name, value in state.items() if name.startswith("features.")]
     assert float(row["l2_norm"]) == pytest.approx(sum(v.double().square().sum().item() for v in features), rel=1e-5)
+
+    still = script("train-net.py").main(
+        [*SMALL, "--net_cfg", net_cfg, "--l2", "0.01", *do, "--lr", "1e-12", "--resume", str(run.root)]
+    )
+    still_row = {key: float(value) for key, value in read_log(still)[-1].items()}
+    l2_term = still_row["loss"] - still_row["train_nll"]
+    assert l2_term == pytest.approx(0.01 * still_row["l2_norm"], rel=1e-4)
+    opts = [torch.load(r.root / "opt.torch", weights_only=True) for r in (run, still)]
+    assert [opt["state"][0]["step"] for opt in opts] == [4, 8]  # the optimizer's state went on
 
     net = FConv("bayes-1-0", (3, 4))
     utils.load_pretrained(net, state, "")
@@ -190,6 +230,14 @@ def test_learning_rate(script, epoch, expected):
     assert runs.learning_rate(args, epoch) == 0.5 ** ((epoch > 3) + (epoch > 8))
 
 
+@pytest.mark.parametrize("epoch, step, expected", [(1, None, 1.0), (6, None, 0.5), (6, 2, 0.5 * 0.3**2)])
+def test_vae_learning_rate(script, epoch, step, expected):
+    module = script("train-vae.py")
+    decay = ["--lr_decay_step", str(step), "--decay", "0.3"] if step else []
+    args = module.parse(["--kernel_dim", "5", "--data_dir", "x", "--num_epochs", "10", "--lr", "1", *decay])
+    assert module.learning_rate(args, epoch) == pytest.approx(expected)
+
+
 VAE_ARGS = ["--kernel_dim", "5", "--train", "x.npy", "--test", "x.npy"]
 MISTAKES = [
     ("train-bnn.py", ["--nope", "1"], "--nope"),
@@ -206,6 +254,8 @@ MISTAKES = [
     ("train-bnn.py", [*SMALL, "--resume", "nowhere"], "--resume"),
     ("train-bnn.py", [*SMALL, "--n_classes", "4"], "--n_classes: found 4"),
     ("train-bnn.py", ["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ("train-bnn.py", ["--prior_list", "vae", "vae", "vae", "--vae_list", "a", "b"], "--prior_list: found 3"),
+    ("train-bnn.py", ["--bs", "1" + "0" * 20], "--bs"),
     ("train-net.py", ["--hid_dim", "3"], "--hid_dim: found 1"),
     ("train-net.py", ["--init_list", "vae", "vae", "vae"], "--init_list: found 3"),
     ("train-net.py", ["--init_list", "pretrained", "vae"], "alone"),
@@ -244,6 +294,7 @@ def bad_kernels():
     yield "size", np.zeros((10, 1, 7, 7), np.float32), "(10, 1, 7, 7)"
     yield "kind", good.astype(np.int64), "int64"
     yield "empty", good[:0], "(0, 1, 5, 5)"
+    yield "large", good.astype(np.float64) + 1e300, "not finite in float32"
     yield "object", np.array([{}], dtype=object), "not a plain npy"
 
 
@@ -253,6 +304,65 @@ def test_bad_kernels_are_refused(script, sandbox, capsys, what, array, expected)
     with pytest.raises(SystemExit):
         script("train-vae.py").main(["--kernel_dim", "5", "--train", str(sandbox / "x.npy"), "--test", "x"])
     assert expected in capsys.readouterr().err
+
+
+HEADLESS_NPY = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': "
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", HEADLESS_NPY], ids=["empty", "zip", "truncated"])
+def test_damaged_files_are_refused(script, sandbox, capsys, vae_folder, content):
+    folder = vae_folder(7)
+    for argv, file in (
+        (["train-vae.py", "--kernel_dim", "5", "--train", "{}", "--test", "x"], sandbox / "x.npy"),
+        (["train-bnn.py", *SMALL, "--init_list", "vae", "--vae_list", folder], sandbox / "vae7x7" / "vae_params.torch"),
+        (["train-bnn.py", *SMALL, "--init_list", "pretrained", "--pretrained", "{}"], sandbox / "model.torch"),
+        (["train-bnn.py", "--config", "{}"], sandbox / "params.yaml"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(SystemExit) as stop:
+            script(argv[0]).main([word.format(file) for word in argv[1:]])
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and file.name in err and len(err.splitlines()) == 1
+    assert not (sandbox / "logs").exists()
+
+
+def test_states_of_other_networks_are_refused(script, sandbox, capsys):
+    run = script("train-net.py").main([*SMALL, "--epochs", "1"])
+    model = torch.load(run.root / "model.torch", weights_only=True)
+    states = {
+        "shape": {**model, "features.conv2.weight": torch.zeros(4, 3, 3, 3)},
+        "missing": {name: value for name, value in model.items() if name != "classifier.bias"},
+        "dense tensors": {**model, "classifier.bias": 3},
+        "names": {**model, 5: torch.zeros(1)},
+        "not finite": {**model, "classifier.bias": torch.full((10,), torch.nan)},
+    }
+    pretrained = sandbox / "state.torch"
+    for expected, state in states.items():
+        torch.save(state, pretrained)
+        with pytest.raises(SystemExit):
+            script("train-net.py").main([*SMALL, "--init_list", "pretrained", "--pretrained", str(pretrained)])
+        assert expected in capsys.readouterr().err
+    torch.save(states["not finite"], run.root / "model.torch")
+    with pytest.raises(SystemExit):
+        extract_kernels.main(["--runs", str(run.root), "--out", str(sandbox / "out"), "--min_norm_7x7", "0"])
+    assert "not finite" in capsys.readouterr().err and not (sandbox / "out").exists()
+
+    torch.save(model, run.root / "model.torch")
+    opt = torch.load(run.root / "opt.torch", weights_only=True)
+    opt["state"][0]["exp_avg"] = torch.zeros(2, 1, 7, 7)
+    torch.save(opt, run.root / "opt.torch")
+    with pytest.raises(SystemExit):
+        script("train-net.py").main([*SMALL, "--resume", str(run.root)])
+    assert "opt.torch" in capsys.readouterr().err
+    assert len(list(run.root.parent.iterdir())) == 1
+
+
+def test_images_of_another_size_are_refused(script, sandbox, capsys):
+    raw = sandbox / "data" / "not-mnist" / "MNIST" / "raw"
+    (raw / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((60, 32, 32))))
+    with pytest.raises(SystemExit):
+        script("train-net.py").main(SMALL)
+    assert "(1, 28, 28)" in capsys.readouterr().err and not (sandbox / "logs").exists()
 
 
 def test_a_vae_of_the_wrong_size_or_that_runs_code_is_refused(script, sandbox, capsys, vae_folder):

