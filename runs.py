@@ -140,9 +140,7 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
     positive, whole = number(float, 0, open_low=True), number(int, 1)
     data = parser.add_argument_group("data")
     data.add_argument("--data", choices=DATA_SETS, default="mnist", help="data set, looked for in $DATA_ROOT")
-    data.add_argument(
-        "--num_examples", type=whole, help="train on this many images, stratified by class, instead of all"
-    )
+    data.add_argument("--num_examples", type=whole, help="train on this many images, stratified by class, not all")
     data.add_argument("--data_split_seed", type=number(int, 0, 2**32 - 1), default=42, help="seed of that choice")
     data.add_argument("--bs", type=whole, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=whole, default=500, help="images per test batch")
