@@ -61,7 +61,7 @@ def plot(logs: dict[str, list[dict[str, float]]]) -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     for axis, column, label in (
         (axes[0], f"ens[{ENS}]_test_acc", "test accuracy of the ensemble"),
-        (axes[1], "test_nll", "test NLL of the ensemble, nats per image"),
+        (axes[1], "test_nll", "its NLL, nats per image"),
     ):
         for prior, rows in logs.items():
             axis.plot([row["t"] for row in rows], [row[column] for row in rows], marker="o", label=prior)
