@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -25,6 +25,11 @@ ROOT = Path(__file__).resolve().parent
 DATA_SETS = ("mnist", "not-mnist")
 RUN_KEYS = ("root", "time", "id")  # of a run, beside its arguments, in params.yaml
 HEADER_EVERY = 40  # rows of the printed table between two headers
+
+
+def data_root() -> Path:
+    """The folder of data sets: $DATA_ROOT, or data/ beside this file."""
+    return Path(os.environ.get("DATA_ROOT") or ROOT / "data")
 
 
 class UserError(Exception):
@@ -178,11 +183,15 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
     init.add_argument("--pretrained", metavar="FILE", default="", help="state dict of a network (init 'pretrained')")
 
 
-def check_network_options(args: argparse.Namespace, configs: Sequence[str], priors: Sequence[str] = ()) -> None:
-    """Check what one option says about another; `priors` are those of the conv layers. Raises UserError."""
-    sizes = KERNEL_SIZES[args.model]
+def check_net_cfg(args: argparse.Namespace, configs: Iterable[str]) -> None:
+    """Check that `net_cfg` is one of the configurations this script trains. Raises UserError."""
     if args.net_cfg not in configs:
         raise UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(configs)} for {args.model}")
+
+
+def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) -> None:
+    """Check what one option says about another; `priors` are those of the conv layers. Raises UserError."""
+    sizes = KERNEL_SIZES[args.model]
     if len(args.hid_dim) != len(sizes):
         raise UserError(f"--hid_dim: found {len(args.hid_dim)} numbers, expected {len(sizes)} for {args.model}")
     if len(args.init_list) > len(sizes):

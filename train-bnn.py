@@ -43,8 +43,7 @@ def parse(argv: list[str] | None = None):
     args = parser.parse_args(argv)
 
     configs = {name: config for name, config in NET_CONFIGS[args.model].items() if any(config.bayesian)}
-    if args.net_cfg not in configs:
-        raise runs.UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(configs)}")
+    runs.check_net_cfg(args, configs)
     bayesian = configs[args.net_cfg].bayesian
     if args.prior_list and len(args.prior_list) != len(bayesian):
         raise runs.UserError(f"--prior_list: found {len(args.prior_list)} entries, expected {len(bayesian)} convs")
@@ -53,7 +52,7 @@ def parse(argv: list[str] | None = None):
             raise runs.UserError(
                 f"--prior_list: found {prior!r} for conv {i + 1}, expected 'no': it is deterministic in {args.net_cfg}"
             )
-    runs.check_network_options(args, list(configs), priors(args))
+    runs.check_network_options(args, priors(args))
     return args
 
 

@@ -30,7 +30,8 @@ def parse(argv: list[str] | None = None):
     args = parser.parse_args(argv)
 
     configs = NET_CONFIGS[args.model]
-    runs.check_network_options(args, [name for name, config in configs.items() if not any(config.bayesian)])
+    runs.check_net_cfg(args, [name for name, config in configs.items() if not any(config.bayesian)])
+    runs.check_network_options(args)
     layers = len(KERNEL_SIZES[args.model]) if configs[args.net_cfg].dropout else 0
     if len(args.do) != layers:
         raise runs.UserError(f"--do: found {len(args.do)} probabilities, expected {layers} for {args.net_cfg}")

@@ -1,7 +1,6 @@
 """Data sets, the few-shot split, kernels in and out of networks, and loading a kernel VAE."""
 
 import math
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from data.prepare_mnist import prepare, read_idx_bytes
 from models.bayes import BayesConv2d
 from models.vae import VAES, KernelVAE
-from runs import ROOT, UserError, read_yaml, variance
+from runs import UserError, data_root, read_yaml, variance
 
 IMAGE_SHAPE = (1, 28, 28)  # channels, height and width that fconv takes
 
@@ -65,7 +64,7 @@ def load_data(name: str) -> tuple[DataSet, DataSet]:
 
     Raises UserError where the files are missing and cannot be had, or hold something else.
     """
-    root = Path(os.environ.get("DATA_ROOT") or ROOT / "data")
+    root = data_root()
     if name == "mnist":
         files = prepare(root)
     else:

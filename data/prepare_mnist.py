@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import http.client
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
 
-from runs import ROOT, Parser, UserError, command, write_whole
+from runs import Parser, UserError, command, data_root, write_whole
 
 MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -150,9 +149,7 @@ def prepare(root: Path) -> dict[str, bytes]:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--root", type=Path, default=Path(os.environ.get("DATA_ROOT") or ROOT / "data"), help="folder of data sets"
-    )
+    parser.add_argument("--root", type=Path, default=data_root(), help="folder of data sets")
     root = parser.parse_args(argv).root
     prepare(root)
     print(f"MNIST is in {root / 'MNIST' / 'raw'}")

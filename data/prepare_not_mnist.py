@@ -10,7 +10,6 @@ one file name stay together.
 
 import hashlib
 import io
-import os
 import sys
 import tarfile
 from collections import Counter
@@ -24,7 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
 
 from data.prepare_mnist import MAX_BYTES, idx_bytes
-from runs import ROOT, Parser, UserError, command, number, write_whole
+from runs import Parser, UserError, command, data_root, number, write_whole
 
 LETTERS = "ABCDEFGHIJ"
 SIZE = 28
@@ -131,9 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--archive", type=Path, help="notMNIST's tar file, or its unpacked folder")
     source.add_argument("--fonts", type=Path, nargs="+", default=[], help="folders of fonts; default: this machine's")
-    parser.add_argument(
-        "--root", type=Path, default=Path(os.environ.get("DATA_ROOT") or ROOT / "data"), help="folder of data sets"
-    )
+    parser.add_argument("--root", type=Path, default=data_root(), help="folder of data sets")
     parser.add_argument("--test_share", type=number(float, 0, 1), default=0.3, help="share of families in test")
     args = parser.parse_args(argv)
 

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import tarfile
@@ -19,7 +18,7 @@ from sklearn.model_selection import train_test_split
 import utils
 from data import prepare_mnist, prepare_not_mnist
 from data.prepare_mnist import idx_bytes, read_idx_bytes
-from runs import ROOT, UserError
+from runs import UserError, data_root
 
 
 @pytest.fixture
@@ -170,7 +169,7 @@ def test_mnist_from_the_package(small_mnist, monkeypatch, capsys):
 
 
 def test_real_mnist_and_its_split():
-    root = Path(os.environ.get("DATA_ROOT") or ROOT / "data")
+    root = data_root()
     if len(prepare_mnist.from_disk(root / "MNIST" / "raw")) < 4:
         pytest.skip(f"no MNIST in {root}; get it with python data/prepare_mnist.py")
     train, test = utils.load_data("mnist")
