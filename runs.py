@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -19,11 +19,11 @@ import tabulate
 import yaml
 from filelock import FileLock
 
-from models.configs import KERNEL_SIZES
+from models.configs import DATA_SETS, INIT_NEEDS, MODELS, PRIOR_NEEDS
 
 ROOT = Path(__file__).resolve().parent
-DATA_SETS = ("mnist", "not-mnist")
 RUN_KEYS = ("root", "time", "id")  # of a run, beside its arguments, in params.yaml
+HID_DIM = [32, 64]  # the default
 HEADER_EVERY = 40  # rows of the printed table between two headers
 
 
@@ -140,7 +140,7 @@ def add_run_options(parser: Parser) -> None:
     )
 
 
-def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> None:
+def add_network_options(parser: Parser, net_cfg: str) -> None:
     """Options that the training of a deterministic and of a Bayesian network share."""
     positive, whole = number(float, 0, open_low=True), number(int, 1)
     data = parser.add_argument_group("data")
@@ -149,6 +149,9 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
     data.add_argument("--data_split_seed", type=number(int, 0, 2**32 - 1), default=42, help="seed of that choice")
     data.add_argument("--bs", type=whole, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=whole, default=500, help="images per test batch")
+    data.add_argument(
+        "--aug", type=int, choices=(0, 1), default=0, help="1: random crops of the images padded by 4, and flips"
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=whole, default=100, help="passes over the training images")
@@ -167,33 +170,53 @@ def add_network_options(parser: Parser, net_cfg: str, inits: Sequence[str]) -> N
     training.add_argument("--resume", metavar="RUN_DIR", default="", help="start from a run's model and optimizer")
 
     model = parser.add_argument_group("network")
-    model.add_argument("--model", choices=tuple(KERNEL_SIZES), default="fconv", help="architecture")
-    model.add_argument("--net_cfg", default=net_cfg, help="its configuration (models/configs.py)")
-    model.add_argument("--hid_dim", type=whole, nargs="+", default=[32, 64], help="channels of each conv layer")
+    model.add_argument("--model", choices=tuple(MODELS), default="fconv", help="architecture")
+    model.add_argument("--net_cfg", default=net_cfg, help="its configuration (models/README.md)")
+    model.add_argument("--hid_dim", type=whole, nargs="+", default=HID_DIM, help="channels of each conv of fconv")
+    model.add_argument("--model_size", type=positive, default=1.0, help="factor of the channels of the other models")
     model.add_argument("--n_classes", type=number(int, 2), default=10, help="outputs of the classifier")
 
     init = parser.add_argument_group("initialization, by conv layer in order")
     init.add_argument(
-        "--init_list", choices=inits, nargs="*", default=[], help="how each conv starts; 'pretrained' stands alone"
+        "--init_list",
+        choices=tuple(INIT_NEEDS),
+        nargs="*",
+        default=[],
+        help="how each conv starts; 'pretrained' is alone",
     )
-    init.add_argument("--vae_list", metavar="DIR", nargs="*", default=[], help="VAE of each conv (init or prior 'vae')")
-    init.add_argument(
-        "--filters_list", metavar="NPY", nargs="*", default=[], help="kernels of each conv (init 'filters')"
-    )
+    for kind, what, metavar in (
+        ("vae", "VAE", "DIR"),
+        ("flow", "flow", "DIR"),
+        ("filters", "npy file of kernels", "NPY"),
+    ):
+        users = [f"init '{name}'" for name, needs in INIT_NEEDS.items() if f"{kind}_list" in needs]
+        users += [f"prior '{name}'" for name, needs in PRIOR_NEEDS.items() if f"{kind}_list" in needs]
+        init.add_argument(
+            f"--{kind}_list", metavar=metavar, nargs="*", default=[], help=f"{what} of each conv ({', '.join(users)})"
+        )
     init.add_argument("--pretrained", metavar="FILE", default="", help="state dict of a network (init 'pretrained')")
 
 
-def check_net_cfg(args: argparse.Namespace, configs: Iterable[str]) -> None:
-    """Check that `net_cfg` is one of the configurations this script trains. Raises UserError."""
-    if args.net_cfg not in configs:
-        raise UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(configs)} for {args.model}")
+def check_net_cfg(args: argparse.Namespace, bayesian: bool) -> None:
+    """Check that `net_cfg` is a configuration with, or without, Bayesian convs. Raises UserError."""
+    model = MODELS[args.model]
+    names = [name for name in model.net_cfgs if any(model.config(name).bayesian) == bayesian]
+    if args.net_cfg not in names:
+        raise UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(names)} for {args.model}")
 
 
 def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) -> None:
     """Check what one option says about another; `priors` are those of the conv layers. Raises UserError."""
-    sizes = KERNEL_SIZES[args.model]
-    if len(args.hid_dim) != len(sizes):
+    model = MODELS[args.model]
+    sizes = model.kernel_sizes
+    if not model.channels and len(args.hid_dim) != len(sizes):
         raise UserError(f"--hid_dim: found {len(args.hid_dim)} numbers, expected {len(sizes)} for {args.model}")
+    if model.channels and args.hid_dim != HID_DIM:
+        raise UserError(f"--hid_dim: found {args.hid_dim}, expected --model_size for {args.model}")
+    if not model.channels and args.model_size != 1:
+        raise UserError(f"--model_size: found {args.model_size:g}, expected --hid_dim for {args.model}")
+    if model.channels and not min(model.widths(args.model_size)):
+        raise UserError(f"--model_size: found {args.model_size:g}, expected enough for a channel in every conv")
     if len(args.init_list) > len(sizes):
         raise UserError(f"--init_list: found {len(args.init_list)} entries, expected at most {len(sizes)} convs")
     if "pretrained" in args.init_list and len(args.init_list) > 1:
@@ -204,14 +227,14 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
         raise UserError(f"--decrease_from: found {args.decrease_from}, expected less than --epochs {args.epochs}")
     if bool(args.pretrained) != ("pretrained" in args.init_list):
         raise UserError("--pretrained FILE and --init_list pretrained go together: found one without the other")
-    for option, needs in (("vae_list", "vae"), ("filters_list", "filters")):
+    for option in ("vae_list", "flow_list", "filters_list"):
         given = getattr(args, option)
         if len(given) > len(sizes):
             raise UserError(f"--{option}: found {len(given)} entries, expected at most {len(sizes)} convs")
-        users = [*enumerate(args.init_list), *enumerate(priors)]
-        short = [i for i, kind in users if kind == needs and i >= len(given)]
-        if short:
-            raise UserError(f"--{option}: found {len(given)} entries, expected one for conv {short[0] + 1} ({needs!r})")
+        for kinds, table in ((args.init_list, INIT_NEEDS), (priors, PRIOR_NEEDS)):
+            for i, kind in enumerate(kinds):
+                if option in table[kind] and i >= len(given):
+                    raise UserError(f"--{option}: found {len(given)} entries, expected one for conv {i + 1} ({kind!r})")
 
 
 def learning_rate(args: argparse.Namespace, epoch: int) -> float:

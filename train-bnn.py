@@ -8,57 +8,77 @@ r"""Train a variational Bayesian network, whose KL is taken against a prior of e
 import math
 
 import runs
-from models.configs import KERNEL_SIZES, NET_CONFIGS
+from models.configs import MODELS, PRIOR_NEEDS
 
 SCRIPT = "train-bnn.py"
-PRIORS = ("sn", "vae", "no")
 
 
 def parse(argv: list[str] | None = None):
-    whole = runs.number(int, 1)
+    whole, positive = runs.number(int, 1), runs.number(float, 0, open_low=True)
     parser = runs.Parser(__doc__.split("\n")[0])
-    runs.add_network_options(parser, net_cfg="bayes", inits=("xavier", "vae", "filters", "pretrained"))
+    runs.add_network_options(parser, net_cfg="bayes")
     bayes = parser.add_argument_group("Bayesian inference")
-    bayes.add_argument("--prior", choices=PRIORS, default="sn", help="prior of every Bayesian conv")
+    bayes.add_argument("--prior", choices=tuple(PRIOR_NEEDS), default="sn", help="prior of every Bayesian conv")
     bayes.add_argument(
         "--prior_list",
-        choices=PRIORS,
+        choices=tuple(PRIOR_NEEDS),
         nargs="*",
         default=[],
         help="instead, one prior per conv ('no' if deterministic)",
     )
     bayes.add_argument(
-        "--lamb", type=runs.number(float, 0, open_low=True), default=1.0, help="standard deviation of the prior 'sn'"
+        "--classifier_prior",
+        choices=("none", "sn"),
+        default="none",
+        help="'sn' makes the classifier's linear layers Bayesian under N(0, lamb^2)",
     )
-    bayes.add_argument("--dwp_samples", type=whole, default=1, help="w's per kernel and step in the KL of 'vae'")
+    bayes.add_argument("--lamb", type=positive, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
+    bayes.add_argument("--kl_weight", type=runs.number(float, 0), default=1.0, help="factor of the KL in the objective")
+    bayes.add_argument(
+        "--dwp_samples", type=whole, default=1, help="w's per kernel and step in the KL of 'vae', 'flow', 'sn-mc'"
+    )
     bayes.add_argument(
         "--kl_kernels",
         type=runs.number(int, 0),
         default=0,
-        help="kernels per layer drawn each step for the KL of 'vae', an unbiased estimate; 0 is all",
+        help="kernels per layer drawn each step for that KL, an unbiased estimate; 0 is all",
     )
+    bayes.add_argument(
+        "--reverse",
+        choices=("frozen", "train"),
+        default="frozen",
+        help="the reverse model r(z|w) of 'vae': the VAE's encoder, or a copy per layer that is trained along",
+    )
+    bayes.add_argument(
+        "--bound", choices=("elbo", "iwae"), default="elbo", help="bound of the KL of 'vae'; 'iwae' is tighter"
+    )
+    bayes.add_argument("--iwae_samples", type=whole, default=8, help="z's per w in the bound 'iwae'")
     bayes.add_argument("--ens", type=whole, default=10, help="samples in the ensemble that is evaluated")
     bayes.add_argument("--logvarinit", type=runs.number(float, -50, 50), default=-10.0, help="initial log variance")
     runs.add_run_options(parser)
     args = parser.parse_args(argv)
 
-    configs = {name: config for name, config in NET_CONFIGS[args.model].items() if any(config.bayesian)}
-    runs.check_net_cfg(args, configs)
-    bayesian = configs[args.net_cfg].bayesian
-    if args.prior_list and len(args.prior_list) != len(bayesian):
-        raise runs.UserError(f"--prior_list: found {len(args.prior_list)} entries, expected {len(bayesian)} convs")
+    runs.check_net_cfg(args, bayesian=True)
+    config = MODELS[args.model].config(args.net_cfg)
+    if args.prior_list and len(args.prior_list) != len(config.bayesian):
+        raise runs.UserError(
+            f"--prior_list: found {len(args.prior_list)} entries, expected {len(config.bayesian)} convs"
+        )
     for i, prior in enumerate(args.prior_list):
-        if prior != "no" and not bayesian[i]:
+        if prior != "no" and not config.bayesian[i]:
             raise runs.UserError(
                 f"--prior_list: found {prior!r} for conv {i + 1}, expected 'no': it is deterministic in {args.net_cfg}"
             )
+    if "vae" not in priors(args) and (args.reverse, args.bound) != ("frozen", "elbo"):
+        option = "reverse" if args.reverse != "frozen" else "bound"
+        raise runs.UserError(f"--{option}: found {getattr(args, option)} and no prior 'vae', whose KL it concerns")
     runs.check_network_options(args, priors(args))
     return args
 
 
 def priors(args) -> list[str]:
     """The prior of each conv layer."""
-    bayesian = NET_CONFIGS[args.model][args.net_cfg].bayesian
+    bayesian = MODELS[args.model].config(args.net_cfg).bayesian
     return args.prior_list or [args.prior if is_bayesian else "no" for is_bayesian in bayesian]
 
 
@@ -71,24 +91,27 @@ def main(argv: list[str] | None = None) -> runs.Run:
     from tqdm import trange
 
     import utils
-    from models.bayes import kl, set_mode
-    from models.fconv import FConv
-    from models.priors import DeepWeightPrior, NormalPrior
+    from models.bayes import BayesLayer, bayesian_layers, kl, set_mode
+    from models.priors import NormalPrior, reverse_models
 
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
     train, test = utils.load_network_data(args, device)
-    vaes = utils.load_vaes(args, device, KERNEL_SIZES[args.model], priors(args))
-    net = FConv(args.net_cfg, args.hid_dim, args.n_classes, log_variance=args.logvarinit).to(device)
-    utils.init_network(net, args, vaes)
-    for kind, vae, layer in zip(priors(args), vaes, utils.conv_layers(net), strict=True):
-        if kind == "vae":
-            layer.prior = DeepWeightPrior(vae, args.dwp_samples, args.kl_kernels)
-        elif kind == "sn":
-            layer.prior = NormalPrior(args.lamb)
-    optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
+    sources = utils.load_sources(args, device, priors(args))
+    net = utils.NETWORKS[args.model](
+        args, log_variance=args.logvarinit, bayesian_classifier=args.classifier_prior == "sn"
+    ).to(device)
+    utils.init_network(net, args, sources)
+    for layer in bayesian_layers(net.classifier):
+        layer.prior = NormalPrior(args.lamb)
+    conv_priors = utils.build_priors(args, priors(args), sources)
+    for layer, prior in zip(utils.conv_layers(net), conv_priors, strict=True):
+        if isinstance(layer, BayesLayer):
+            layer.prior = prior
+    reverse = torch.nn.ModuleDict(reverse_models(conv_priors))
+    optimizer = torch.optim.Adam([*net.parameters(), *reverse.parameters()], lr=args.lr)
     if args.resume:
-        utils.resume(args.resume, net, optimizer)
+        utils.resume(args.resume, net, optimizer, reverse)
     run = runs.Run(SCRIPT, args)
     watch = runs.Stopwatch()
 
@@ -120,11 +143,11 @@ def main(argv: list[str] | None = None) -> runs.Run:
         # Summed on the device: reading a value would make every step wait for it.
         nll_sum, kl_sum, hits, steps = *(torch.zeros((), device=device) for _ in range(3)), 0
         for x, y in train.batches(args.bs, "training", shuffle=True):
-            logits = net(x)
+            logits = net(utils.augment(x) if args.aug else x)
             nll = F.cross_entropy(logits, y)
             step_kl = kl(net)
             optimizer.zero_grad()
-            (n * nll + step_kl).backward()
+            (n * nll + args.kl_weight * step_kl).backward()
             optimizer.step()
             nll_sum += nll.detach() * len(y)
             kl_sum += step_kl.detach()
@@ -139,15 +162,17 @@ def main(argv: list[str] | None = None) -> runs.Run:
                 epoch,
                 train_nll=train_nll,
                 KL=train_kl,
-                train_loss=n * train_nll + train_kl,
+                train_loss=n * train_nll + args.kl_weight * train_kl,
                 test_nll=test_nll,
-                test_loss=test_nll + train_kl,
+                test_loss=test_nll + args.kl_weight * train_kl,
                 train_acc=hits.item() / n,
                 **tested,
                 lr=lr,
                 sec=watch.lap(),
             )
             run.save(model=net.state_dict(), opt=optimizer.state_dict())
+            if reverse:
+                run.save(reverse=reverse.state_dict())
     print(f"run directory: {run.root}")
     return run
 

@@ -4,14 +4,15 @@ python train-net.py --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001 --mod
 """
 
 import runs
-from models.configs import KERNEL_SIZES, NET_CONFIGS
+from models.configs import MODELS
 
 SCRIPT = "train-net.py"
 
 
 def parse(argv: list[str] | None = None):
+    switch = {"type": int, "choices": (0, 1), "default": 0}
     parser = runs.Parser(__doc__.split("\n")[0])
-    runs.add_network_options(parser, net_cfg="vanilla", inits=("xavier", "vae", "filters", "pretrained"))
+    runs.add_network_options(parser, net_cfg="vanilla")
     regularization = parser.add_argument_group("regularization")
     regularization.add_argument(
         "--l2",
@@ -20,21 +21,36 @@ def parse(argv: list[str] | None = None):
         help="weight of the sum of squares of all parameters of the conv part, added to the mean cross-entropy",
     )
     regularization.add_argument(
+        "--dwp_reg",
+        type=runs.number(float, 0),
+        default=0.0,
+        help="weight of the bound on -log p(weights), in nats, under the deep weight prior of every conv, added too",
+    )
+    regularization.add_argument(
+        "--dwp_samples", type=runs.number(int, 1), default=1, help="z's per kernel and step in that bound"
+    )
+    regularization.add_argument(
         "--do",
         type=runs.number(float, 0, 1),
         nargs="*",
         default=[],
-        help="dropout probabilities of 'vanilla-do', one for each conv layer",
+        help="dropout probabilities of fconv's 'vanilla-do', one for each conv layer",
     )
+    what = parser.add_argument_group("what is trained, and when it is evaluated")
+    what.add_argument("--rfe", **switch, help="1: the classifier and the batch norms alone, on frozen convs")
+    what.add_argument("--fastconv", **switch, help="1: eval_freq and the log's t count steps, not epochs")
     runs.add_run_options(parser)
     args = parser.parse_args(argv)
 
-    configs = NET_CONFIGS[args.model]
-    runs.check_net_cfg(args, [name for name, config in configs.items() if not any(config.bayesian)])
-    runs.check_network_options(args)
-    layers = len(KERNEL_SIZES[args.model]) if configs[args.net_cfg].dropout else 0
-    if len(args.do) != layers:
-        raise runs.UserError(f"--do: found {len(args.do)} probabilities, expected {layers} for {args.net_cfg}")
+    runs.check_net_cfg(args, bayesian=False)
+    model = MODELS[args.model]
+    convs = len(model.kernel_sizes)
+    runs.check_network_options(args, ["vae"] * convs if args.dwp_reg else ())
+    expected = convs if args.model == "fconv" and model.config(args.net_cfg).dropout else 0
+    if len(args.do) != expected:
+        raise runs.UserError(
+            f"--do: found {len(args.do)} probabilities, expected {expected} for {args.model} {args.net_cfg}"
+        )
     return args
 
 
@@ -47,22 +63,34 @@ def main(argv: list[str] | None = None) -> runs.Run:
     from tqdm import trange
 
     import utils
-    from models.fconv import FConv
+    from models.priors import DeepWeightPrior
 
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
     train, test = utils.load_network_data(args, device)
-    vaes = utils.load_vaes(args, device, KERNEL_SIZES[args.model])
-    net = FConv(args.net_cfg, args.hid_dim, args.n_classes, args.do).to(device)
-    utils.init_network(net, args, vaes)
-    optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
+    priors = ["vae"] * len(MODELS[args.model].kernel_sizes) if args.dwp_reg else []
+    sources = utils.load_sources(args, device, priors)
+    net = utils.NETWORKS[args.model](args, do=args.do).to(device)
+    utils.init_network(net, args, sources)
+    convs = utils.conv_layers(net)
+    if args.rfe:
+        for conv in convs:
+            conv.requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=args.lr)
     if args.resume:
         utils.resume(args.resume, net, optimizer)
+    dwps = [DeepWeightPrior(source.vae) for source in sources] if args.dwp_reg else []
     run = runs.Run(SCRIPT, args)
     watch = runs.Stopwatch()
 
     def l2_norm() -> torch.Tensor:
         return sum(p.square().sum() for p in net.features.parameters())
+
+    def dwp_bound() -> torch.Tensor:
+        """The deep weight prior's bound on -log p(weights) in nats, averaged over `dwp_samples` draws of z."""
+        kernels = [conv.weight.flatten(0, 1).unsqueeze(1) for conv in convs]
+        draws = [d.cross_entropy(w) for d, w in zip(dwps, kernels, strict=False) for _ in range(args.dwp_samples)]
+        return sum(draws, torch.zeros((), device=device)) / args.dwp_samples
 
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:
@@ -73,42 +101,59 @@ def main(argv: list[str] | None = None) -> runs.Run:
             logits = net(x)
             nll += F.cross_entropy(logits, y, reduction="sum")
             hits += (logits.argmax(1) == y).sum()
+        net.train()
         return nll.item() / len(test.labels), hits.item() / len(test.labels)
 
-    n = len(train.labels)
+    # Loss, NLL and hits of the last `seen` images, summed on the device: reading a value makes a step wait for it.
+    totals, seen = torch.zeros(3, device=device), 0
+
+    @torch.no_grad()
+    def report(t: int) -> None:
+        """Log the row `t` and write a checkpoint."""
+        loss, train_nll, train_acc = (totals / seen).tolist()
+        test_nll, test_acc = evaluate()
+        run.log(
+            t,
+            loss=loss,
+            train_nll=train_nll,
+            test_nll=test_nll,
+            train_acc=train_acc,
+            test_acc=test_acc,
+            lr=lr,
+            sec=watch.lap(),
+            l2_norm=l2_norm().item(),
+            dwp_reg=dwp_bound().item(),
+        )
+        run.save(model=net.state_dict(), opt=optimizer.state_dict())
+
+    def due(t: int, last: bool) -> bool:
+        return t == 1 or t % args.eval_freq == 0 or last
+
+    step = 0
+    steps = args.epochs * -(-len(train.labels) // args.bs)
+    net.train()
     for epoch in trange(1, args.epochs + 1, desc="epochs", disable=None):
         lr = runs.learning_rate(args, epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        net.train()
-        # Summed on the device: reading a value would make every step wait for it.
-        loss_sum, nll_sum, hits = (torch.zeros((), device=device) for _ in range(3))
+        if not args.fastconv:
+            totals, seen = totals.zero_(), 0
         for x, y in train.batches(args.bs, "training", shuffle=True):
-            logits = net(x)
+            logits = net(utils.augment(x) if args.aug else x)
             nll = F.cross_entropy(logits, y)
-            loss = nll + args.l2 * l2_norm()
+            loss = nll + args.l2 * l2_norm() + args.dwp_reg * dwp_bound()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            loss_sum += loss.detach() * len(y)
-            nll_sum += nll.detach() * len(y)
-            hits += (logits.argmax(1) == y).sum()
-
-        if epoch == 1 or epoch % args.eval_freq == 0 or epoch == args.epochs:
-            test_nll, test_acc = evaluate()
-            run.log(
-                epoch,
-                loss=loss_sum.item() / n,
-                train_nll=nll_sum.item() / n,
-                test_nll=test_nll,
-                train_acc=hits.item() / n,
-                test_acc=test_acc,
-                lr=lr,
-                sec=watch.lap(),
-                l2_norm=l2_norm().item(),
-                dwp_reg=0.0,  # no such term here; the column keeps the published format
-            )
-            run.save(model=net.state_dict(), opt=optimizer.state_dict())
+            step += 1
+            hits = (logits.argmax(1) == y).sum()
+            totals += torch.stack([loss.detach() * len(y), nll.detach() * len(y), hits])
+            seen += len(y)
+            if args.fastconv and due(step, step == steps):
+                report(step)
+                totals, seen = totals.zero_(), 0
+        if not args.fastconv and due(epoch, epoch == args.epochs):
+            report(epoch)
     print(f"run directory: {run.root}")
     return run
 

@@ -1,4 +1,4 @@
-"""Train a VAE over convolution kernels: the deep weight prior of layers with that kernel size.
+"""Train a VAE, or a flow, over convolution kernels: the deep weight prior of layers with that kernel size.
 
 python train-vae.py --hidden_dim 32 --kernel_dim 7 --z_dim 2 --num_epochs 300 --data_dir data/fconv/conv7x7
 """
@@ -20,19 +20,21 @@ def parse(argv: list[str] | None = None):
     data.add_argument("--test", metavar="NPY", default="", help="test kernels, in place of data_dir's")
     data.add_argument("--batch_size", type=whole, default=128, help="kernels per training batch")
     data.add_argument("--test_bs", type=whole, default=512, help="kernels per test batch")
-    model = parser.add_argument_group("VAE")
+    model = parser.add_argument_group("model")
+    model.add_argument("--kind", choices=("vae", "flow"), default="vae", help="what is trained")
     model.add_argument("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {VAE_KERNEL_SIZES}")
-    model.add_argument("--z_dim", type=whole, default=8, help="size of the latent code")
+    model.add_argument("--z_dim", type=whole, default=8, help="size of the VAE's latent code")
     model.add_argument("--hidden_dim", type=whole, default=16, help="width of the networks, in channels")
     model.add_argument(
         "--var", type=runs.variance, default="train", help="decoder variance: 'train', or fixed at a positive number"
     )
+    model.add_argument("--transforms", type=whole, default=5, help="autoregressive transforms of the flow")
     training = parser.add_argument_group("training")
     training.add_argument("--num_epochs", type=whole, default=1000, help="passes over the training kernels")
     training.add_argument("--lr", type=positive, default=1e-3, help="Adam's initial rate, falls linearly to 0")
     training.add_argument("--lr_decay_step", type=whole, help="epochs after which the rate is also multiplied by decay")
     training.add_argument("--decay", type=positive, default=0.5, help="that factor")
-    training.add_argument("--resume_vae", metavar="FILE", default="", help="start from this vae_params.torch")
+    training.add_argument("--resume_vae", metavar="FILE", default="", help="start from this file of parameters")
     training.add_argument("--resume_opt", metavar="FILE", default="", help="start from this opt_params.torch")
     runs.add_run_options(parser)
     args = parser.parse_args(argv)
@@ -40,6 +42,11 @@ def parse(argv: list[str] | None = None):
     if args.kernel_dim not in VAE_KERNEL_SIZES:
         sizes = ", ".join(map(str, VAE_KERNEL_SIZES))
         raise runs.UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
+    flow = args.kind == "flow"
+    for option in ("z_dim", "var") if flow else ("transforms",):
+        if getattr(args, option) != parser.get_default(option):
+            other = "vae" if flow else "flow"
+            raise runs.UserError(f"--{option}: found {getattr(args, option)} with --kind {args.kind}, expected {other}")
     for part in ("train", "test"):
         if not args.data_dir and not getattr(args, part):
             raise runs.UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
@@ -60,6 +67,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     from tqdm import trange
 
     import utils
+    from models.flow import KernelFlow
     from models.vae import VAES
 
     torch.manual_seed(args.seed)
@@ -67,10 +75,14 @@ def main(argv: list[str] | None = None) -> runs.Run:
     train_file, test_file = args.train or Path(args.data_dir, "train.npy"), args.test or Path(args.data_dir, "test.npy")
     train = utils.load_kernels(train_file, "--train", args.kernel_dim).to(device)
     test = utils.load_kernels(test_file, "--test", args.kernel_dim).to(device)
-    vae = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
+    if args.kind == "flow":
+        density = KernelFlow(args.kernel_dim, args.hidden_dim, args.transforms).to(device)
+        density.standardize(train)
+    else:
+        density = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
+    optimizer = torch.optim.Adam(density.parameters(), lr=args.lr)
     if args.resume_vae:
-        utils.fill(vae, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
+        utils.fill(density, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
     if args.resume_opt:
         state = utils.load_file(args.resume_opt, "--resume_opt")
         utils.load_optimizer(optimizer, state, f"--resume_opt {args.resume_opt}")
@@ -79,7 +91,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     @torch.no_grad()
     def evaluate() -> list[float]:
         """Mean ELBO, log-likelihood and KL on the test kernels, in nats per kernel."""
-        terms = torch.stack([torch.stack(vae.elbo(w)).sum(1) for w in test.split(args.test_bs)])
+        terms = torch.stack([torch.stack(density.elbo(w)).sum(1) for w in test.split(args.test_bs)])
         return (terms.sum(0) / len(test)).tolist()
 
     for epoch in trange(1, args.num_epochs + 1, desc="epochs", disable=None):
@@ -87,7 +99,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
             group["lr"] = learning_rate(args, epoch)
         terms = torch.zeros(3, device=device)
         for index in torch.randperm(len(train), device=device).split(args.batch_size):
-            batch = vae.elbo(train[index])
+            batch = density.elbo(train[index])
             optimizer.zero_grad()
             (-batch.elbo.mean()).backward()
             optimizer.step()
@@ -99,7 +111,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
             run.log(
                 epoch, train_elbo=elbo, train_ll=ll, train_kl=kl, test_elbo=test_elbo, test_ll=test_ll, test_kl=test_kl
             )
-            run.save(vae_params=vae.state_dict(), opt_params=optimizer.state_dict())
+            run.save(**{f"{args.kind}_params": density.state_dict()}, opt_params=optimizer.state_dict())
     print(f"run directory: {run.root}")
     return run
 

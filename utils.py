@@ -1,22 +1,39 @@
-"""Data sets, the few-shot split, kernels in and out of networks, and loading a kernel VAE."""
+"""Data sets, the few-shot split, kernels in and out of networks, and loading kernel VAEs and flows."""
 
+import contextlib
 import math
+import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.prepare_mnist import prepare, read_idx_bytes
-from models.bayes import BayesConv2d
+from models.bayes import BayesConv2d, BayesLayer
+from models.cifarnet import CIFARNet, CIFARNetNew
+from models.configs import INIT_NEEDS, MODELS, PRIOR_NEEDS
+from models.fconv import FConv
+from models.flow import KernelFlow
+from models.network import ConvNet
+from models.priors import PRIORS, Prior, PriorOptions, Sources
 from models.vae import VAES, KernelVAE
 from runs import UserError, data_root, read_yaml, variance
 
-IMAGE_SHAPE = (1, 28, 28)  # channels, height and width that fconv takes
+CROP_PADDING = 4  # pixels on each side
+
+# By name in `models.configs.MODELS`: from a command's arguments and `ConvNet`'s further options.
+NETWORKS: dict[str, Callable[..., ConvNet]] = {
+    "fconv": lambda a, **options: FConv(a.net_cfg, a.hid_dim, a.n_classes, **options),
+    "cifarnet": lambda a, **options: CIFARNet(a.net_cfg, a.model_size, a.n_classes, **options),
+    "cifarnetnew": lambda a, **options: CIFARNetNew(a.net_cfg, a.model_size, a.n_classes, **options),
+}
 
 
 class DataSet(NamedTuple):
@@ -60,10 +77,13 @@ def parse_idx(content: bytes, what: str) -> np.ndarray:
 
 
 def load_data(name: str) -> tuple[DataSet, DataSet]:
-    """Train and test set `name` from $DATA_ROOT (default data/), on the CPU; MNIST is fetched where it is missing.
+    """Train and test set `name` from $DATA_ROOT (default data/), on the CPU; fetched where it is missing.
 
-    Raises UserError where the files are missing and cannot be had, or hold something else.
+    "not-mnist" is not fetched but made. Raises UserError where the files are missing and cannot be had, or hold
+    something else.
     """
+    if name not in ("mnist", "not-mnist"):
+        return load_torchvision(name)
     root = data_root()
     if name == "mnist":
         files = prepare(root)
@@ -85,6 +105,57 @@ def load_data(name: str) -> tuple[DataSet, DataSet]:
         return DataSet(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
 
     return part("train"), part("t10k")
+
+
+def load_torchvision(name: str) -> tuple[DataSet, DataSet]:
+    """A colour data set by torchvision, which fetches it where it is missing and checks its md5 sums.
+
+    "cifar5" is CIFAR-10's classes 0-4, "cifar5-rest" its classes 5-9 as 0-4.
+    """
+    from torchvision import datasets
+
+    if name == "svhn":
+        folder, files = data_root() / "svhn", "train_32x32.mat and test_32x32.mat"
+        parts = [partial(datasets.SVHN, folder, split=split) for split in ("train", "test")]
+    else:
+        cls = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
+        folder, files = data_root(), cls.filename
+        parts = [partial(cls, folder, train=train) for train in (True, False)]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            loaded = [part(download=True) for part in parts]
+    except Exception as error:  # what a failed download or a damaged file raises differs between sources
+        reason = " ".join(str(error).split())
+        raise UserError(f"--data {name}: cannot be fetched or read ({reason}); put {files} in {folder}") from None
+
+    def tensors(data) -> DataSet:
+        images = torch.from_numpy(data.data)
+        labels = torch.as_tensor(data.labels if name == "svhn" else data.targets, dtype=torch.int64)
+        images = images if name == "svhn" else images.permute(0, 3, 1, 2).contiguous()
+        if name.startswith("cifar5"):
+            first = 5 if name == "cifar5-rest" else 0
+            mine = (labels >= first) & (labels < first + 5)
+            return DataSet(images[mine], labels[mine] - first)
+        return DataSet(images, labels)
+
+    train, test = map(tensors, loaded)
+    return train, test
+
+
+def augment(images: Tensor) -> Tensor:
+    """Each image (n, c, h, w) padded by its reflection, cropped to its size at random, and flipped half of the time.
+
+    The draws, from torch's global generator, are made on the images' device.
+    """
+    n, _, h, w = images.shape
+    padded = F.pad(images, (CROP_PADDING,) * 4, mode="reflect")
+    top, left = torch.randint(2 * CROP_PADDING + 1, (2, n, 1), device=images.device)
+    flip = torch.rand(n, 1, device=images.device) < 0.5
+    rows = top + torch.arange(h, device=images.device)
+    columns = left + torch.arange(w, device=images.device)
+    columns = torch.where(flip, columns.flip(1), columns)
+    image = torch.arange(n, device=images.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
@@ -111,9 +182,11 @@ def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
 def load_network_data(args, device: torch.device) -> tuple[DataSet, DataSet]:
     """Train and test set on `device` as the options data, num_examples, data_split_seed and n_classes say."""
     train, test = load_data(args.data)
-    if train.images.shape[1:] != IMAGE_SHAPE or test.images.shape[1:] != IMAGE_SHAPE:
-        found = tuple(train.images.shape[1:]), tuple(test.images.shape[1:])
-        raise UserError(f"--data {args.data}: found images of {found}, expected {IMAGE_SHAPE} for {args.model}")
+    expected = MODELS[args.model].image_shape
+    for part in (train, test):
+        found = tuple(part.images.shape[1:])
+        if found != expected:
+            raise UserError(f"--data {args.data}: found images of {found}, expected {expected} for {args.model}")
     top = int(max(train.labels.max(), test.labels.max()))
     if top >= args.n_classes:
         raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
@@ -142,8 +215,7 @@ def load_state(path: str | Path, what: str) -> dict[str, Tensor]:
     """A network's state dict from a file, its tensors finite. Raises UserError, which names the file as `what`."""
     state = load_file(path, what)
     for name, value in state.items():
-        dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-        if not isinstance(name, str) or not dense:
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise UserError(f"{what}: {path} holds {name!r}: {type(value).__name__}, expected names and dense tensors")
         if not torch.isfinite(value).all():
             raise UserError(f"{what}: {path}: {name} has values that are not finite")
@@ -157,14 +229,20 @@ def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     if odd:
         raise UserError(f"{what}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'} in the state dict")
     for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise UserError(f"{what}: {name} has the shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+        if value.shape != own[name].shape or value.is_floating_point() != own[name].is_floating_point():
+            found, expected = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (value, own[name]))
+            raise UserError(f"{what}: {name} is {found}, expected {expected}")
     module.load_state_dict(state)
 
 
-def resume(folder: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Start from the model and the optimizer of the run directory `folder` (option `resume`)."""
+def resume(folder: str, net: nn.Module, optimizer: torch.optim.Optimizer, reverse: nn.ModuleDict | None = None) -> None:
+    """Start from the model, trained reverse models and the optimizer of the run directory `folder` (option `resume`).
+
+    Raises UserError where it holds those of another network.
+    """
     fill(net, load_state(Path(folder) / "model.torch", "--resume"), f"--resume {folder}/model.torch")
+    if reverse:
+        fill(reverse, load_state(Path(folder) / "reverse.torch", "--resume"), f"--resume {folder}/reverse.torch")
     state = load_file(Path(folder) / "opt.torch", "--resume")
     load_optimizer(optimizer, state, f"--resume {folder}/opt.torch")
 
@@ -183,16 +261,24 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], what
         raise UserError(f"{what}: not an optimizer state of this network ({error})") from None
 
 
+def load_params(path: Path, kind: str, sizes: Sequence[str], what: str) -> dict[str, Any]:
+    """`params.yaml` of a VAE or flow (`kind`), the `sizes` in it checked to be whole numbers. Raises UserError."""
+    params = read_yaml(path, what)
+    if params.get("kind", "vae") != kind:
+        raise UserError(f"{what}: found a {params['kind']}, expected a {kind}")
+    for key in (*sizes, "hidden_dim", "kernel_dim"):
+        if not isinstance(params.get(key), int) or not 0 < params[key] <= 4096:
+            raise UserError(f"{what}: {key} is {params.get(key)!r}, expected a whole number from 1 to 4096")
+    return params
+
+
 def load_vae(path: str | Path, device: torch.device | str = "cpu", what: str = "VAE") -> KernelVAE:
     """The VAE in a folder with `params.yaml` (z_dim, hidden_dim, kernel_dim, var) and `vae_params.torch`.
 
     It comes frozen and in eval mode, on `device`. Raises UserError where the folder does not hold a VAE.
     """
     file = f"{what} {Path(path) / 'params.yaml'}"
-    params = read_yaml(Path(path) / "params.yaml", file)
-    for key in ("z_dim", "hidden_dim", "kernel_dim"):
-        if not isinstance(params.get(key), int) or not 0 < params[key] <= 4096:
-            raise UserError(f"{file}: {key} is {params.get(key)!r}, expected a whole number from 1 to 4096")
+    params = load_params(Path(path) / "params.yaml", "vae", ("z_dim",), file)
     if params["kernel_dim"] not in VAES:
         raise UserError(f"{file}: kernel_dim is {params['kernel_dim']}, expected one of {sorted(VAES)}")
     try:
@@ -202,6 +288,20 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu", what: str = "
     vae = VAES[params["kernel_dim"]](params["z_dim"], params["hidden_dim"], var)
     fill(vae, load_state(Path(path) / "vae_params.torch", what), f"{what} {Path(path) / 'vae_params.torch'}")
     return vae.to(device).eval().requires_grad_(False)
+
+
+def load_flow(path: str | Path, device: torch.device | str = "cpu", what: str = "flow") -> KernelFlow:
+    """The flow in a folder with `params.yaml` (hidden_dim, kernel_dim, transforms) and `flow_params.torch`.
+
+    It comes frozen and in eval mode, on `device`. Raises UserError where the folder does not hold a flow.
+    """
+    file = f"{what} {Path(path) / 'params.yaml'}"
+    params = load_params(Path(path) / "params.yaml", "flow", ("transforms",), file)
+    if params["kernel_dim"] not in VAES:
+        raise UserError(f"{file}: kernel_dim is {params['kernel_dim']}, expected one of {sorted(VAES)}")
+    flow = KernelFlow(params["kernel_dim"], params["hidden_dim"], params["transforms"])
+    fill(flow, load_state(Path(path) / "flow_params.torch", what), f"{what} {Path(path) / 'flow_params.torch'}")
+    return flow.to(device).eval().requires_grad_(False)
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------
@@ -255,12 +355,18 @@ def conv_layers(net: nn.Module) -> list[nn.Conv2d | BayesConv2d]:
     return [layer for layer in net.features if isinstance(layer, nn.Conv2d | BayesConv2d)]
 
 
+def conv_weight(layer: nn.Conv2d | BayesConv2d) -> nn.Parameter:
+    """A conv's weights (out, in, k, k), of a Bayesian one the posterior's means."""
+    return layer.mean.weight if isinstance(layer, BayesLayer) else layer.weight
+
+
 @torch.no_grad()
-def init_network(net: nn.Module, args, vaes: Sequence[KernelVAE | None]) -> None:
-    """Initialize as `init_list` says; `vaes` holds the VAE of each conv that has one.
+def init_network(net: nn.Module, args, sources: Sequence[Sources]) -> None:
+    """Initialize as `init_list` says; `sources` holds what each conv's start is made from.
 
     All weights start Xavier normal; then each conv in order is left so ("xavier"), takes decoder means at z ~ N(0, I)
-    ("vae") or random rows of `filters_list` ("filters"); "pretrained" fills the whole network from a file.
+    ("vae"), draws from a flow ("flow"), random rows of `filters_list` ("filters"), or such rows after the VAE's encoder
+    and decoder means ("recon"); "pretrained" fills the whole network from a file.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -268,17 +374,24 @@ def init_network(net: nn.Module, args, vaes: Sequence[KernelVAE | None]) -> None
     if args.init_list == ["pretrained"]:
         load_pretrained(net, load_state(args.pretrained, "--pretrained"), f"--pretrained {args.pretrained}")
         return
-    for i, (kind, layer) in enumerate(zip(args.init_list, conv_layers(net), strict=False)):
-        weight = layer.mean.weight if isinstance(layer, BayesConv2d) else layer.weight
-        n, k = weight.shape[0] * weight.shape[1], weight.shape[-1]
+    for i, (kind, layer, source) in enumerate(zip(args.init_list, conv_layers(net), sources, strict=False), 1):
+        weight = conv_weight(layer)
+        n = weight.shape[0] * weight.shape[1]
         if kind == "vae":
-            weight.copy_(vaes[i].sample_means(n).view_as(weight))
-        elif kind == "filters":
-            kernels = load_kernels(args.filters_list[i], f"--filters_list entry {i + 1}", k)
-            if len(kernels) < n:
-                print(f"{args.filters_list[i]}: {len(kernels)} kernels for conv {i + 1}'s {n}, drawn with replacement")
-            rows = torch.randperm(len(kernels))[:n] if len(kernels) >= n else torch.randint(len(kernels), (n,))
-            weight.copy_(kernels[rows].view_as(weight))
+            kernels = source.vae.sample_means(n)
+        elif kind == "flow":
+            kernels = source.flow.sample(n)
+        elif kind in ("filters", "recon"):
+            found = len(source.filters)
+            if found < n:
+                print(f"{args.filters_list[i - 1]}: {found} kernels for conv {i}'s {n}, drawn with replacement")
+            rows = torch.randperm(found)[:n] if found >= n else torch.randint(found, (n,))
+            kernels = source.filters[rows.to(source.filters.device)]
+            if kind == "recon":
+                kernels = torch.cat([source.vae.decode(source.vae.encode(w)[0])[0] for w in kernels.split(1024)])
+        else:
+            continue
+        weight.copy_(kernels.view_as(weight))
 
 
 def load_pretrained(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -288,21 +401,49 @@ def load_pretrained(net: nn.Module, state: dict[str, Tensor], what: str) -> None
     for name, value in state.items():
         layer, _, kind = name.rpartition(".")
         renamed[f"{layer}.mean.{kind}" if name not in own and f"{layer}.mean.{kind}" in own else name] = value
-    keep = {name: value for name, value in own.items() if name.endswith(".var.weight") and name not in renamed}
+    spread = (".var.weight", ".w_alpha")
+    keep = {name: value for name, value in own.items() if name.endswith(spread) and name not in renamed}
     fill(net, renamed | keep, what)
 
 
-def load_vaes(args, device: torch.device, sizes: Sequence[int], priors: Sequence[str] = ()) -> list[KernelVAE | None]:
-    """The VAE of each conv layer whose init or prior is "vae", else None, checked against the layer's kernel size."""
-    vaes: list[KernelVAE | None] = []
-    for i, size in enumerate(sizes):
-        vaes.append(None)
-        if "vae" in (*args.init_list[i : i + 1], *priors[i : i + 1]):
-            vaes[i] = load_vae(args.vae_list[i], device, what=f"--vae_list entry {i + 1}")
-            found = vaes[i].kernel_dim
-            if found != size:
-                path = args.vae_list[i]
-                raise UserError(
-                    f"--vae_list: {path} is of {found}x{found} kernels, expected {size}x{size} for conv {i + 1}"
-                )
-    return vaes
+def build_priors(args, kinds: Sequence[str], sources: Sequence[Sources]) -> list[Prior]:
+    """The prior of each conv layer, as the options of train-bnn.py say. Raises UserError."""
+    config = MODELS[args.model].config(args.net_cfg)
+    given = {name: value for name, value in vars(args).items() if name in PriorOptions._fields}
+    options = PriorOptions(**given, truncated=config.truncated)
+    priors = []
+    for i, (kind, source) in enumerate(zip(kinds, sources, strict=True), 1):
+        try:
+            priors.append(PRIORS[kind](options, source))
+        except ValueError as error:
+            raise UserError(f"prior {kind!r} of conv {i}: {error}") from None
+    return priors
+
+
+def load_sources(args, device: torch.device, priors: Sequence[str] = ()) -> list[Sources]:
+    """What the init and the prior of each conv layer need, loaded and checked against the layer's kernel size.
+
+    Raises UserError where a file is not there, holds something else, or is of another kernel size.
+    """
+    sources = []
+    for i, size in enumerate(MODELS[args.model].kernel_sizes):
+        kinds = [INIT_NEEDS[kind] for kind in args.init_list[i : i + 1]] + [
+            PRIOR_NEEDS[kind] for kind in priors[i : i + 1]
+        ]
+        needs = {option for kind in kinds for option in kind}
+        found: dict[str, Any] = {}
+        for option, load in (("vae_list", load_vae), ("flow_list", load_flow)):
+            if option in needs:
+                path = getattr(args, option)[i]
+                model = load(path, device, what=f"--{option} entry {i + 1}")
+                k = model.kernel_dim
+                if k != size:
+                    raise UserError(
+                        f"--{option}: {path} is of {k}x{k} kernels, expected {size}x{size} for conv {i + 1}"
+                    )
+                found[option.removesuffix("_list")] = model
+        if "filters_list" in needs:
+            what = f"--filters_list entry {i + 1}"
+            found["filters"] = load_kernels(args.filters_list[i], what, size).to(device)
+        sources.append(Sources(**found))
+    return sources

@@ -8,37 +8,55 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.priors import NoPrior
+from models.priors import NoPrior, Prior, log_square
 
 VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where no input pixel is on
+W_ALPHA_INIT = -2.0
 
 
-class BayesConv2d(nn.Module):
-    """A 2-D convolution with the posterior q(w) = N(w | mean, exp(var)) on each weight; the bias is a point estimate.
+class BayesLayer(nn.Module):
+    """A linear map with the posterior q(w) = N(w | mean, variance) on each weight; the bias is a point estimate.
 
-    In the mode "stoch" the pre-activations are sampled (Kingma, Salimans & Welling 2015, section 2.3),
+    In the mode "stoch" the pre-activations are sampled (Kingma, Salimans & Welling 2015, section 2.3); for a conv
 
-        m = conv(x, mean) + bias,   v = conv(x^2, exp(var)),   output = m + sqrt(v + 1e-12) * eps,
+        m = conv(x, mean) + bias,   v = conv(x^2, variance),   output = m + sqrt(v + 1e-12) * eps,
 
-    and in the mode "det" the output is m.
+    and in the mode "det" the output is m. A subclass sets up `mean` and gives `linear_map`.
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size : as in `torch.nn.Conv2d`.
-    log_variance : initial value of every log variance (option `logvarinit`).
+    mean : the layer that holds the posterior's mean and the bias.
+    log_variance : initial value of every log variance, which is the parameter `var.weight` (option `logvarinit`).
+    truncated : the variance is alpha * mean^2 instead, with alpha = sigmoid(w_alpha) in (0, 1) per weight; the
+        parameter `w_alpha` starts at -2 ("bayes-mtrunca").
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, log_variance: float = -10.0):
+    def __init__(self, mean: nn.Conv2d | nn.Linear, log_variance: float = -10.0, truncated: bool = False):
         super().__init__()
-        self.mean = nn.Conv2d(in_channels, out_channels, kernel_size)
-        self.var = nn.ParameterDict({"weight": torch.full_like(self.mean.weight, log_variance)})
-        self.prior = NoPrior()
+        self.mean = mean
+        self.truncated = truncated
+        if truncated:
+            self.w_alpha = nn.Parameter(torch.full_like(mean.weight, W_ALPHA_INIT))
+        else:
+            self.var = nn.ParameterDict({"weight": torch.full_like(mean.weight, log_variance)})
+        self.prior: Prior = NoPrior()
         self.mode: Literal["stoch", "det"] = "stoch"
 
+    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's linear map of x with these weights, without bias."""
+        raise NotImplementedError
+
+    def log_variance(self) -> Tensor:
+        """Log variance of the posterior, of the weights' shape."""
+        if self.truncated:
+            return F.logsigmoid(self.w_alpha) + log_square(self.mean.weight)
+        return self.var["weight"]
+
     def forward(self, x: Tensor) -> Tensor:
-        """Pre-activations (n, out, h - k + 1, w - k + 1) for images x of shape (n, in, h, w)."""
+        """Pre-activations for inputs x, of the shapes of `mean`."""
         if self.mode == "det":
             return self.mean(x)
         m, deviation = self.moments(x)
@@ -46,17 +64,54 @@ class BayesConv2d(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the pre-activations under the posterior, each of the output's shape."""
-        v = nn.functional.conv2d(x.square(), self.var["weight"].exp())
+        v = self.linear_map(x.square(), self.log_variance().exp())
         return self.mean(x), (v + VARIANCE_FLOOR).sqrt()
 
     def kl(self) -> Tensor:
         """KL(q || prior) of the layer's weights, a scalar in nats; an estimate where the prior samples."""
-        return self.prior.kl(self.mean.weight, self.var["weight"])
+        return self.prior.kl(self.mean.weight, self.log_variance())
 
 
-def bayesian_layers(net: nn.Module) -> list[BayesConv2d]:
+class BayesConv2d(BayesLayer):
+    """A Bayesian 2-D convolution.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, options : as in `torch.nn.Conv2d`, padding with zeros.
+    log_variance, truncated : as in `BayesLayer`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        log_variance: float = -10.0,
+        truncated: bool = False,
+        **options,
+    ):
+        super().__init__(nn.Conv2d(in_channels, out_channels, kernel_size, **options), log_variance, truncated)
+
+    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution of x (n, in, h, w)."""
+        mean = self.mean
+        return F.conv2d(x, weight, None, mean.stride, mean.padding, mean.dilation, mean.groups)
+
+
+class BayesLinear(BayesLayer):
+    """A Bayesian linear layer; parameters as of `torch.nn.Linear` and `BayesLayer`."""
+
+    def __init__(self, in_features: int, out_features: int, log_variance: float = -10.0):
+        super().__init__(nn.Linear(in_features, out_features), log_variance)
+
+    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Product of x (n, in) with the weights."""
+        return F.linear(x, weight)
+
+
+def bayesian_layers(net: nn.Module) -> list[BayesLayer]:
     """The Bayesian layers of a network, in order."""
-    return [module for module in net.modules() if isinstance(module, BayesConv2d)]
+    return [module for module in net.modules() if isinstance(module, BayesLayer)]
 
 
 def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
@@ -72,7 +127,7 @@ def sample_outputs(layers: Sequence[nn.Module], x: Tensor, samples: int) -> Iter
     deterministic chain, or one in the mode "det", gives the same output `samples` times.
     """
     for i, layer in enumerate(layers):
-        if isinstance(layer, BayesConv2d) and layer.mode == "stoch":
+        if isinstance(layer, BayesLayer) and layer.mode == "stoch":
             m, deviation = layer.moments(x)
             rest = nn.Sequential(*layers[i + 1 :])
             for _ in range(samples):

@@ -1,15 +1,23 @@
-"""Priors over the kernels of a convolution and their KL divergence from a factorized Gaussian posterior.
+"""Priors over the kernels of a layer and their KL divergence from a factorized Gaussian posterior.
 
-A prior has one method, `kl(mean, log_variance)`: KL(q || p) in nats, summed over all weights of a layer, for
-q(w) = N(w | mean, exp(log_variance)) with both arguments of shape (out, in, k, k).
+A prior has one method to call, `kl(mean, log_variance)`: KL(q || p) in nats, summed over all weights of a layer, for
+q(w) = N(w | mean, exp(log_variance)). Both arguments have the shape of the layer's weights, (out, in, k, k) for a conv.
+`PRIORS` says how each is made from the options of a command.
 """
 
+import copy
 import math
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.flow import KernelFlow
 from models.vae import KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
+
+SQUARE_FLOOR = 1e-16  # a weight of exactly 0 has a finite log
+SPREAD_FLOOR = 1e-8  # smallest variance of a direction that a Gaussian is fitted to, relative to the largest
 
 
 def gaussian_entropy(log_variance: Tensor) -> Tensor:
@@ -17,7 +25,24 @@ def gaussian_entropy(log_variance: Tensor) -> Tensor:
     return 0.5 * (log_variance + math.log(2 * math.pi * math.e)).sum()
 
 
-class NoPrior:
+def log_square(mean: Tensor) -> Tensor:
+    """log(mean^2), elementwise, finite at 0."""
+    return (mean.square() + SQUARE_FLOOR).log()
+
+
+class Prior:
+    """What every prior has; by itself it is no prior."""
+
+    def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """KL(q || p), a scalar in nats; an estimate where the prior samples."""
+        raise NotImplementedError
+
+    def reverse_model(self) -> nn.Module | None:
+        """The reverse model that is trained with the posterior, where there is one."""
+        return None
+
+
+class NoPrior(Prior):
     """No KL term: the posterior follows the likelihood alone."""
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -25,7 +50,7 @@ class NoPrior:
         return mean.new_zeros(())
 
 
-class NormalPrior:
+class NormalPrior(Prior):
     """N(0, scale^2) for every weight, with the closed-form KL of two Gaussians.
 
     Parameters
@@ -41,49 +66,230 @@ class NormalPrior:
         return kl_to_standard_normal(mean / self.scale, log_variance.exp() / self.scale**2).sum()
 
 
-class DeepWeightPrior:
-    """The deep weight prior: each k x k kernel is an independent draw from a VAE's p(w) = ∫ p(w|z) p(z) dz.
-
-    KL(q||p) has no closed form. With the VAE's encoder as the auxiliary reverse model r(z|w), its upper bound is
-
-        KL_aux = -H[q] + E_{w~q} [ KL(r(z|w) || p(z)) - E_{z~r(z|w)} log p(w|z) ]
-
-    (Atanov et al. 2019, section 3), estimated without bias from `samples` reparameterized w's with one z each. H[q] is
-    exact. The VAE is not changed; gradients reach the posterior alone.
+class LogUniformPrior(Prior):
+    """p(log |w|) = const, which is improper: the KL, of alpha = variance / mean^2, is known up to a constant.
 
     Parameters
     ----------
-    vae : a frozen VAE (see `utils.load_vae`) of the layer's kernel size, on the layer's device.
-    samples : number of w's per call (option `dwp_samples`).
-    kernels : how many kernels a call draws, without replacement, for the expectation, whose estimate is scaled up to
-        all of them (option `kl_kernels`); 0 takes all.
+    truncated : whether alpha is kept below 1; then the KL is the cubic of Kingma, Salimans & Welling 2015 (appendix C),
+
+            -0.5 log alpha - 1.16145124 alpha + 1.50204118 alpha^2 - 0.58629921 alpha^3,
+
+        else the approximation of Molchanov, Ashukha & Vetrov 2017 (eq. 14) for any alpha, which falls to 0,
+
+            0.63576 (1 - sigmoid(1.87320 + 1.48695 log alpha)) + 0.5 log(1 + 1 / alpha).
     """
 
-    def __init__(self, vae: KernelVAE, samples: int = 1, kernels: int = 0):
-        self.vae = vae
+    def __init__(self, truncated: bool = False):
+        self.truncated = truncated
+
+    def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """KL(q || p) up to a constant per weight, a scalar in nats."""
+        log_alpha = log_variance - log_square(mean)
+        if self.truncated:
+            alpha = log_alpha.exp()
+            cubic = -1.16145124 * alpha + 1.50204118 * alpha.square() - 0.58629921 * alpha**3
+            return (cubic - 0.5 * log_alpha).sum()
+        gate = torch.sigmoid(-(1.87320 + 1.48695 * log_alpha))
+        return (0.63576 * gate + 0.5 * nn.functional.softplus(-log_alpha)).sum()
+
+
+class GaussPrior(Prior):
+    """A Gaussian with full covariance over the k*k weights of a kernel, fitted to kernels; closed-form KL.
+
+    What the deep weight prior adds to this is more than second moments.
+
+    Parameters
+    ----------
+    kernels : (n, 1, k, k); their mean and covariance (with n - 1) are the prior's. Raises ValueError where they do not
+        spread in every direction.
+    """
+
+    def __init__(self, kernels: Tensor):
+        w = kernels.flatten(1).double()
+        self.mean = w.mean(0)
+        self.covariance = torch.atleast_2d(w.T.cov())
+        spread = torch.linalg.eigvalsh(self.covariance)
+        if not spread[0] > SPREAD_FLOOR * spread[-1]:
+            raise ValueError(f"{len(w)} kernels do not spread in all {w.shape[1]} directions")
+        factor = torch.linalg.cholesky(self.covariance)
+        self.log_det = 2 * factor.diagonal().log().sum().item()
+        # Whitening, transposed: rows of weights times this have covariance I.
+        eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        self.whitening = torch.linalg.solve_triangular(factor, eye, upper=False).T.to(kernels.dtype)
+        self.centre = self.mean.to(kernels.dtype)
+
+    def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """KL(q || N(m, S)) = 0.5 [tr(S^-1 V) + (mean - m)' S^-1 (mean - m) - k^2 + log det S - log det V], summed."""
+        mean, log_variance = mean.flatten(2).flatten(0, 1), log_variance.flatten(2).flatten(0, 1)
+        white = ((mean - self.centre) @ self.whitening).square().sum()
+        trace = (log_variance.exp() @ self.whitening.square().sum(1)).sum()
+        return 0.5 * (trace + white + len(mean) * self.log_det - log_variance.sum() - mean.numel())
+
+
+class SampledPrior(Prior):
+    """A prior whose KL is estimated: KL = -H[q] - E_{w~q} log p(w), with the entropy exact and w reparameterized.
+
+    A subclass gives `cross_entropy`, or an upper bound of it.
+
+    Parameters
+    ----------
+    samples : number of w's per call (option `dwp_samples`).
+    kernels : how many kernels a call draws for each w, without replacement, for the expectation, whose estimate is
+        scaled up to all of them (option `kl_kernels`); 0 takes all.
+    """
+
+    def __init__(self, samples: int = 1, kernels: int = 0):
         self.samples = samples
         self.kernels = kernels
 
+    def cross_entropy(self, w: Tensor) -> Tensor:
+        """-log p(w), summed over the kernels w of shape (n, 1, k, k), a scalar in nats."""
+        raise NotImplementedError
+
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """An estimate of KL_aux, a scalar in nats.
+        """An unbiased estimate, a scalar in nats.
 
-        The order of the draws for each w: the kernels (where not all), the noise of w, the noise of z.
+        The order of the draws for each w: the kernels (where not all), the noise of w, what `cross_entropy` draws.
         """
-        k = self.vae.kernel_dim
-        kernels = mean.reshape(-1, 1, k, k), log_variance.reshape(-1, 1, k, k)
-        cross_entropy = sum(self._cross_entropy(*kernels) for _ in range(self.samples)) / self.samples
-        return cross_entropy - gaussian_entropy(log_variance)
+        parts = [
+            self._estimate(*(p.flatten(0, 1).unsqueeze(1) for p in (mean, log_variance))) for _ in range(self.samples)
+        ]
+        return sum(parts) / self.samples - gaussian_entropy(log_variance)
 
-    def _cross_entropy(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """One-sample estimate of the expectation in KL_aux, for kernels of shape (n, 1, k, k)."""
+    def _estimate(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """One-sample estimate of the cross entropy, for kernels of shape (n, 1, k, k)."""
         n = len(mean)
         scale = 1.0
         if 0 < self.kernels < n:
             drawn = torch.randperm(n, device=mean.device)[: self.kernels]
             mean, log_variance = mean[drawn], log_variance[drawn]
             scale = n / self.kernels
-        w = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        z_mean, z_variance = self.vae.encode(w)
-        w_mean, w_variance = self.vae.decode(sample_gaussian(z_mean, z_variance))
-        kl = kl_to_standard_normal(z_mean, z_variance).sum()
-        return scale * (kl - gaussian_log_prob(w, w_mean, w_variance).sum())
+        return scale * self.cross_entropy(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
+
+
+class SampledNormalPrior(SampledPrior):
+    """N(0, scale^2) for every weight, its KL by sampling; `scale` is the option `lamb`."""
+
+    def __init__(self, scale: float = 1.0, samples: int = 1, kernels: int = 0):
+        super().__init__(samples, kernels)
+        self.scale = scale
+
+    def cross_entropy(self, w: Tensor) -> Tensor:
+        """-log N(w | 0, scale^2), summed, in nats."""
+        variance = torch.full((), self.scale**2, dtype=w.dtype, device=w.device)
+        return -gaussian_log_prob(w, torch.zeros_like(variance), variance).sum()
+
+
+class FlowPrior(SampledPrior):
+    """A normalizing flow over kernels (see `models.flow`), whose density is exact.
+
+    Parameters
+    ----------
+    flow : a frozen flow (see `utils.load_flow`) of the layer's kernel size, on the layer's device.
+    samples, kernels : as of `SampledPrior`.
+    """
+
+    def __init__(self, flow: KernelFlow, samples: int = 1, kernels: int = 0):
+        super().__init__(samples, kernels)
+        self.flow = flow
+
+    def cross_entropy(self, w: Tensor) -> Tensor:
+        """-log p(w) under the flow, summed, in nats."""
+        return -self.flow.log_prob(w).sum()
+
+
+class DeepWeightPrior(SampledPrior):
+    """The deep weight prior: each k x k kernel is an independent draw from a VAE's p(w) = ∫ p(w|z) p(z) dz.
+
+    KL(q||p) has no closed form. With the VAE's encoder as the auxiliary reverse model r(z|w), its upper bounds are
+
+        KL_aux     = -H[q] + E_{w~q} [ KL(r(z|w) || p(z)) - E_{z~r(z|w)} log p(w|z) ]
+        KL_iwae(S) = -H[q] - E_{w~q} E_{z_1..z_S ~ r(z|w)} log 1/S sum_s p(w|z_s) p(z_s) / r(z_s|w)
+
+    (Atanov et al. 2019, section 3; Burda et al. 2016), estimated without bias from `samples` reparameterized w's. The
+    decoder is never changed.
+
+    Parameters
+    ----------
+    vae : a frozen VAE (see `utils.load_vae`) of the layer's kernel size, on the layer's device.
+    samples, kernels : as of `SampledPrior`.
+    z_samples : 0 for KL_aux with one z per w, else S of KL_iwae, which falls to KL(q||p) as S grows.
+    train_reverse : whether r is a copy of the encoder that takes gradients, not the frozen encoder itself.
+    """
+
+    def __init__(
+        self, vae: KernelVAE, samples: int = 1, kernels: int = 0, z_samples: int = 0, train_reverse: bool = False
+    ):
+        super().__init__(samples, kernels)
+        self.kernel_dim = vae.kernel_dim
+        self.decoder = vae.decoder
+        self.reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if train_reverse else vae.encoder
+        self.train_reverse = train_reverse
+        self.z_samples = z_samples
+
+    def reverse_model(self) -> nn.Module | None:
+        """r(z|w), where it is trained."""
+        return self.reverse if self.train_reverse else None
+
+    def cross_entropy(self, w: Tensor) -> Tensor:
+        """An estimate of an upper bound of -log p(w), summed, in nats. Raises ValueError for another kernel size."""
+        if w.shape[2:] != (self.kernel_dim, self.kernel_dim):
+            raise ValueError(f"kernels of {tuple(w.shape[2:])} under a prior of {self.kernel_dim}x{self.kernel_dim}")
+        z_mean, z_variance = self.reverse(w)
+        if not self.z_samples:
+            w_mean, w_variance = self.decoder(sample_gaussian(z_mean, z_variance))
+            return kl_to_standard_normal(z_mean, z_variance).sum() - gaussian_log_prob(w, w_mean, w_variance).sum()
+        n, s = len(w), self.z_samples
+        z_mean, z_variance, w = (t.repeat_interleave(s, 0) for t in (z_mean, z_variance, w))
+        z = sample_gaussian(z_mean, z_variance)
+        w_mean, w_variance = self.decoder(z)
+        log_p = gaussian_log_prob(w, w_mean, w_variance).flatten(1).sum(1)
+        log_ratio = gaussian_log_prob(z, torch.zeros_like(z), torch.ones_like(z)) - gaussian_log_prob(
+            z, z_mean, z_variance
+        )
+        log_weights = (log_p + log_ratio.flatten(1).sum(1)).view(n, s)
+        return -(log_weights.logsumexp(1) - math.log(s)).sum()
+
+
+class Sources(NamedTuple):
+    """What one conv layer's prior and initialization are made from; None where neither needs it."""
+
+    vae: KernelVAE | None = None
+    flow: KernelFlow | None = None
+    filters: Tensor | None = None
+
+
+class PriorOptions(NamedTuple):
+    """Options of a command that priors depend on, under the commands' names."""
+
+    lamb: float = 1.0
+    dwp_samples: int = 1
+    kl_kernels: int = 0
+    reverse: Literal["frozen", "train"] = "frozen"
+    bound: Literal["elbo", "iwae"] = "elbo"
+    iwae_samples: int = 8
+    truncated: bool = False
+
+
+def deep_weight_prior(o: PriorOptions, s: Sources) -> DeepWeightPrior:
+    """A deep weight prior as the options say."""
+    z_samples = o.iwae_samples if o.bound == "iwae" else 0
+    return DeepWeightPrior(s.vae, o.dwp_samples, o.kl_kernels, z_samples, o.reverse == "train")
+
+
+# By name in `models.configs.PRIOR_NEEDS`, which says what each needs.
+PRIORS: dict[str, Callable[[PriorOptions, Sources], Prior]] = {
+    "no": lambda o, s: NoPrior(),
+    "sn": lambda o, s: NormalPrior(o.lamb),
+    "sn-mc": lambda o, s: SampledNormalPrior(o.lamb, o.dwp_samples, o.kl_kernels),
+    "loguniform": lambda o, s: LogUniformPrior(o.truncated),
+    "vae": deep_weight_prior,
+    "flow": lambda o, s: FlowPrior(s.flow, o.dwp_samples, o.kl_kernels),
+    "gauss": lambda o, s: GaussPrior(s.filters),
+}
+
+
+def reverse_models(priors: Iterable[Prior]) -> dict[str, nn.Module]:
+    """The trained reverse models by the number of their layer."""
+    return {str(i): model for i, prior in enumerate(priors, 1) if (model := prior.reverse_model()) is not None}

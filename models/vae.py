@@ -156,4 +156,42 @@ class VAE5x5(KernelVAE):
         return encoder, Decoder(layers, *heads, var)
 
 
-VAES: dict[int, type[KernelVAE]] = {cls.kernel_dim: cls for cls in (VAE5x5, VAE7x7)}
+class VAE3x3(KernelVAE):
+    """3x3 kernels: two padded convolutions and an unpadded one; one transposed convolution between 1x1 ones."""
+
+    kernel_dim = 3
+
+    def build(self, z_dim, h, var):
+        features = with_elu(nn.Conv2d(1, h, 3, padding=1), nn.Conv2d(h, h, 3, padding=1), nn.Conv2d(h, 2 * h, 3))
+        encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")
+        layers = with_elu(nn.Conv2d(z_dim, 2 * h, 1), nn.ConvTranspose2d(2 * h, h, 3), nn.Conv2d(h, h, 1))
+        heads = (nn.Sequential(nn.Conv2d(h, 1, 1)) for _ in range(2))
+        return encoder, Decoder(layers, *heads, var)
+
+
+class VAE16x16(KernelVAE):
+    """16x16 kernels: four convolutions with max-pools down to 1x1, three strided transposed ones back."""
+
+    kernel_dim = 16
+
+    def build(self, z_dim, h, var):
+        features = nn.Sequential(
+            *(
+                module
+                for a, b in ((1, h), (h, 2 * h), (2 * h, 2 * h), (2 * h, 2 * h))
+                for module in (nn.ReflectionPad2d(1), nn.Conv2d(a, b, 3), nn.MaxPool2d(2), nn.ELU())
+            )
+        )
+        encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")
+        layers = with_elu(
+            nn.Conv2d(z_dim, 2 * h, 1),
+            nn.ConvTranspose2d(2 * h, 2 * h, 4, stride=2),
+            nn.ConvTranspose2d(2 * h, 2 * h, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(2 * h, h, 4, stride=2, padding=1),
+        )
+        heads = (nn.Sequential(nn.Conv2d(h, 1, 1)) for _ in range(2))
+        return encoder, Decoder(layers, *heads, var)
+
+
+# By kernel size; `models.configs.VAE_KERNEL_SIZES` lists the sizes.
+VAES: dict[int, type[KernelVAE]] = {cls.kernel_dim: cls for cls in (VAE3x3, VAE5x5, VAE7x7, VAE16x16)}

@@ -15,7 +15,7 @@ import runs
 import utils
 from data.prepare_mnist import idx_bytes
 from experiments import extract_kernels, plot_kernels
-from models.configs import NET_CONFIGS, VAE_KERNEL_SIZES
+from models.configs import MODELS, VAE_KERNEL_SIZES
 from models.fconv import FConv
 from models.vae import VAES
 
@@ -83,7 +83,7 @@ def test_the_dwp_run_learns(script, sandbox, vae_folder):
     assert float(rows[-1]["ens[3]_test_acc"]) > 0.5 > float(rows[0]["ens[3]_test_acc"])
 
 
-@pytest.mark.parametrize("net_cfg", [name for name, c in NET_CONFIGS["fconv"].items() if not any(c.bayesian)])
+@pytest.mark.parametrize("net_cfg", ["vanilla", "vanilla-do"])
 def test_train_net_then_a_bayesian_network_from_it(script, sandbox, net_cfg):
     do = ["--do", "0.2", "0.3"] if "do" in net_cfg else []
     run = script("train-net.py").main([*SMALL, "--net_cfg", net_cfg, "--l2", "0.01", *do])
@@ -199,16 +199,16 @@ def test_init(kind, sandbox, vae_folder, script):
         f"--filters_list {sandbox}/7.npy {sandbox}/5.npy".split()
     )
     net = FConv("vanilla", args.hid_dim)
-    vaes = utils.load_vaes(args, torch.device("cpu"), (7, 5))
+    sources = utils.load_sources(args, torch.device("cpu"))
     torch.manual_seed(0)
-    utils.init_network(net, args, vaes)
+    utils.init_network(net, args, sources)
     if kind == "filters":
         assert (net.features.conv1.weight == 7).all() and (net.features.conv2.weight == 5).all()
     else:
         torch.manual_seed(0)
         for shape in ((3, 1, 7, 7), (4, 3, 5, 5), (10, 36)):
             torch.nn.init.xavier_normal_(torch.empty(shape))
-        expected = vaes[0].decode(torch.randn(3, 2, 1, 1))[0]
+        expected = sources[0].vae.decode(torch.randn(3, 2, 1, 1))[0]
         torch.testing.assert_close(net.features.conv1.weight, expected.view(3, 1, 7, 7))
 
 
@@ -243,7 +243,7 @@ MISTAKES = [
     ("train-bnn.py", ["--nope", "1"], "--nope"),
     ("train-bnn.py", ["--epochs", "-3"], "at least 1"),
     ("train-bnn.py", ["--lr", "nan"], "--lr"),
-    ("train-bnn.py", ["--prior", "flow"], "flow"),
+    ("train-bnn.py", ["--prior", "nope"], "nope"),
     ("train-bnn.py", ["--prior_list", "sn"], "--prior_list: found 1"),
     ("train-bnn.py", ["--prior_list", "vae", "vae"], "--vae_list"),
     ("train-bnn.py", ["--prior_list", "sn", "sn", "--net_cfg", "bayes-1-0"], "deterministic"),
@@ -261,7 +261,7 @@ MISTAKES = [
     ("train-net.py", ["--init_list", "pretrained", "vae"], "alone"),
     ("train-net.py", ["--pretrained", "x"], "--pretrained"),
     ("train-net.py", ["--net_cfg", "vanilla-do"], "--do: found 0"),
-    ("train-net.py", ["--fastconv", "1"], "--fastconv"),
+    ("train-net.py", ["--fastconv", "2"], "--fastconv"),
     ("train-net.py", ["--decrease_from", "100"], "--decrease_from"),
     ("train-vae.py", ["--kernel_dim", "6"], "--kernel_dim: found 6"),
     ("train-vae.py", ["--kernel_dim", "5"], "--data_dir"),

@@ -1,0 +1,73 @@
+"""What the networks share: convs as `models.configs` describes them, then a classifier that a subclass adds."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.bayes import BayesConv2d, BayesLinear, sample_outputs
+from models.configs import MODELS
+
+
+class ConvNet(nn.Module):
+    """`features`: per conv, in order, batch norm (where the model has it), LeakyReLU, dropout, max-pool.
+
+    A subclass sets `classifier`, which takes the flattened features to class logits.
+
+    Parameters
+    ----------
+    model : a name in `models.configs.MODELS`.
+    net_cfg : its configuration: which convs are Bayesian, and with which posterior.
+    channels : of the convs, in order.
+    do : dropout probability after each conv, or nothing.
+    log_variance : initial log variance of the Bayesian layers.
+    bayesian_classifier : whether the classifier's linear layers are Bayesian.
+    """
+
+    classifier: nn.Module
+
+    def __init__(
+        self,
+        model: str,
+        net_cfg: str,
+        channels: Sequence[int],
+        do: Sequence[float] = (),
+        log_variance: float = -10.0,
+        bayesian_classifier: bool = False,
+    ):
+        super().__init__()
+        spec = MODELS[model]
+        self.config = spec.config(net_cfg)
+        self.log_variance = log_variance
+        self.bayesian_classifier = bayesian_classifier
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        shapes = zip((spec.image_shape[0], *channels), channels, spec.kernel_sizes, strict=False)
+        for i, (shape, bayesian, pool) in enumerate(zip(shapes, self.config.bayesian, spec.pools, strict=True), 1):
+            layers[f"conv{i}"] = (
+                BayesConv2d(*shape, log_variance=log_variance, truncated=self.config.truncated)
+                if bayesian
+                else nn.Conv2d(*shape)
+            )
+            if spec.batch_norm:
+                layers[f"bn{i}"] = nn.BatchNorm2d(shape[1])
+            layers[f"relu{i}"] = nn.LeakyReLU(0.01)
+            if do:
+                layers[f"do{i}"] = nn.Dropout(do[i - 1])
+            if pool:
+                layers[f"mp{i}"] = nn.MaxPool2d(2)
+        self.features = nn.Sequential(layers)
+
+    def linear(self, inputs: int, outputs: int) -> nn.Module:
+        """A linear layer of the classifier, Bayesian where that is asked for."""
+        if self.bayesian_classifier:
+            return BayesLinear(inputs, outputs, log_variance=self.log_variance)
+        return nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, n_classes) for images (n, channels, height, width) with pixels in [0, 1]."""
+        return self.classifier(self.features(x).flatten(1))
+
+    def sample_logits(self, x: Tensor, samples: int) -> Tensor:
+        """Logits (samples, n, n_classes) of that many draws of the weights, as so many calls in mode "stoch" give."""
+        return torch.stack([self.classifier(h.flatten(1)) for h in sample_outputs(list(self.features), x, samples)])
