@@ -113,6 +113,12 @@ class KernelVAE(nn.Module):
         kl = kl_to_standard_normal(z_mean, z_variance).sum((1, 2, 3))
         return Elbo(ll - kl, ll, kl)
 
+    def sample(self, n: int) -> Tensor:
+        """n kernels (n, 1, k, k) drawn from p(w) = ∫ p(w|z) p(z) dz."""
+        weight = self.encoder.fc_mu.weight
+        z = torch.randn(n, self.z_dim, 1, 1, device=weight.device, dtype=weight.dtype)
+        return sample_gaussian(*self.decode(z))
+
     def sample_means(self, n: int) -> Tensor:
         """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise."""
         z = torch.randn(n, self.z_dim, 1, 1, device=self.encoder.fc_mu.weight.device)

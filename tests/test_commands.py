@@ -15,7 +15,7 @@ import runs
 import utils
 from data.prepare_mnist import idx_bytes
 from experiments import extract_kernels, plot_kernels
-from models.configs import MODELS, VAE_KERNEL_SIZES
+from models.configs import VAE_KERNEL_SIZES
 from models.fconv import FConv
 from models.vae import VAES
 

@@ -26,6 +26,11 @@ def reference_network(state, name, x, modules):
 
 
 LAYERS = {
+    3: (
+        [("conv", 0, 1), ("conv", 2, 1), ("conv", 4, 0)],
+        [("conv", 0, 0), ("convT", 2, 0), ("conv", 4, 0)],
+        ("fc_mu", "fc_sigma", "fc_mu.0", "fc_var.0"),
+    ),
     7: (
         [("conv", 0, 0), ("conv", 2, 0), ("conv", 4, 0)],
         [("convT", 0, 0), ("convT", 2, 0), ("convT", 4, 0)],
@@ -74,7 +79,7 @@ def vae_state(prior):
     return nn.ModuleDict({"encoder": prior.reverse, "decoder": prior.decoder}).state_dict()
 
 
-@pytest.mark.parametrize("k", [5, 7])
+@pytest.mark.parametrize("k", LAYERS)
 @pytest.mark.parametrize("kernels", [0, 5])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_dwp_kl_is_the_formula(k, kernels, samples):
@@ -110,7 +115,7 @@ def test_dwp_kl_with_published_vaes(published):
         )
 
 
-@pytest.mark.parametrize("k", [5, 7])
+@pytest.mark.parametrize("k", LAYERS)
 def test_gradients_are_finite_differences(k):
     layer = dwp_layer(k, channels=(1, 2)).double()
     layer.prior.decoder.double()
