@@ -115,14 +115,15 @@ class KernelVAE(nn.Module):
 
     def sample(self, n: int) -> Tensor:
         """n kernels (n, 1, k, k) drawn from p(w) = ∫ p(w|z) p(z) dz."""
-        weight = self.encoder.fc_mu.weight
-        z = torch.randn(n, self.z_dim, 1, 1, device=weight.device, dtype=weight.dtype)
-        return sample_gaussian(*self.decode(z))
+        return sample_gaussian(*self.decode(self._sample_codes(n)))
 
     def sample_means(self, n: int) -> Tensor:
         """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise."""
-        z = torch.randn(n, self.z_dim, 1, 1, device=self.encoder.fc_mu.weight.device)
-        return torch.cat([self.decode(block)[0] for block in z.split(1024)])
+        return torch.cat([self.decode(block)[0] for block in self._sample_codes(n).split(1024)])
+
+    def _sample_codes(self, n: int) -> Tensor:
+        weight = self.encoder.fc_mu.weight
+        return torch.randn(n, self.z_dim, 1, 1, device=weight.device, dtype=weight.dtype)
 
 
 class VAE7x7(KernelVAE):

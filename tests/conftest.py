@@ -11,6 +11,7 @@ import yaml
 
 import utils
 from data.prepare_mnist import idx_bytes
+from models.flow import KernelFlow
 from models.vae import VAES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +69,22 @@ def vae_folder(tmp_path):
         torch.manual_seed(k)
         torch.save(VAES[k](z_dim, hidden_dim).state_dict(), folder / "vae_params.torch")
         assert utils.load_vae(folder).kernel_dim == k
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def flow_folder(tmp_path):
+    """`flow_folder(5)` is a folder with a small untrained flow over 5x5 kernels."""
+
+    def make(k: int) -> str:
+        folder = tmp_path / f"flow{k}x{k}"
+        folder.mkdir(exist_ok=True)
+        params = {"kind": "flow", "hidden_dim": 4, "kernel_dim": k, "transforms": 1}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        torch.manual_seed(k)
+        torch.save(KernelFlow(k, 4, 1).state_dict(), folder / "flow_params.torch")
         return str(folder)
 
     return make

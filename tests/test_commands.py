@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 import runs
 import utils
 from data.prepare_mnist import idx_bytes
-from experiments import extract_kernels, plot_kernels
+from experiments import extract_kernels, plot_kernels, vae_stats
 from models.configs import VAE_KERNEL_SIZES
 from models.fconv import FConv
 from models.vae import VAES
@@ -189,14 +189,43 @@ def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
     assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}
 
 
-@pytest.mark.parametrize("kind", ["vae", "filters"])
-def test_init(kind, sandbox, vae_folder, script):
+def test_vae_stats(sandbox, vae_folder):
+    kernels = np.random.default_rng(0).standard_normal((20, 1, 5, 5)).astype(np.float32)
+    np.save(sandbox / "test.npy", kernels)
+    argv = ["--vae", vae_folder(5), "--data", str(sandbox), "--out", str(sandbox / "stats"), "--kernels", "12"]
+    vae_stats.main([*argv, "--samples", "400"])
+    assert {p.name for p in (sandbox / "stats").iterdir()} == {"reconstructions.png", "samples.png", "kl.png", "kl.csv"}
+    with open(sandbox / "stats" / "kl.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kernels"] for row in rows} == {"real", "noise"}
+    torch.manual_seed(0)
+    w = torch.from_numpy(kernels).double()[torch.randperm(20)[:12]]
+    row = next(row for row in rows if row["kernels"] == "real" and float(row["posterior_variance"]) == 1e-4)
+    q = torch.distributions.Normal(w, 0.01)
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum() / 12
+    assert float(row["kl_normal"]) == pytest.approx(expected.item())
+    # Under the VAE: -H[q] - E log p(w|z) + KL(r || p), by many draws of torch's distributions.
+    vae = utils.load_vae(vae_folder(5)).double()
+    draws = []
+    for _ in range(400):
+        sample = q.sample()
+        r = torch.distributions.Normal(*(t**p for t, p in zip(vae.encode(sample), (1, 0.5), strict=True)))
+        z = r.sample()
+        p = torch.distributions.Normal(*(t**p for t, p in zip(vae.decode(z), (1, 0.5), strict=True)))
+        kl = torch.distributions.kl_divergence(r, torch.distributions.Normal(0.0, 1.0)).sum()
+        draws.append((kl - p.log_prob(sample).sum() - q.entropy().sum()).item() / 12)
+    error = np.hypot(np.std(draws) / 20, float(row["kl_dwp_error"]))
+    assert abs(np.mean(draws) - float(row["kl_dwp"])) < 4 * error
+
+
+@pytest.mark.parametrize("kind", ["vae", "filters", "recon", "flow"])
+def test_init(kind, sandbox, vae_folder, flow_folder, script):
     kernels = [torch.full((40, 1, k, k), float(k)) for k in (7, 5)]
     for k, array in zip((7, 5), kernels, strict=True):
         np.save(sandbox / f"{k}.npy", array.numpy())
     args = script("train-net.py").parse(
         f"--init_list {kind} {kind} --vae_list {vae_folder(7)} {vae_folder(5)} --hid_dim 3 4 "
-        f"--filters_list {sandbox}/7.npy {sandbox}/5.npy".split()
+        f"--filters_list {sandbox}/7.npy {sandbox}/5.npy --flow_list {flow_folder(7)} {flow_folder(5)}".split()
     )
     net = FConv("vanilla", args.hid_dim)
     sources = utils.load_sources(args, torch.device("cpu"))
@@ -208,7 +237,12 @@ def test_init(kind, sandbox, vae_folder, script):
         torch.manual_seed(0)
         for shape in ((3, 1, 7, 7), (4, 3, 5, 5), (10, 36)):
             torch.nn.init.xavier_normal_(torch.empty(shape))
-        expected = sources[0].vae.decode(torch.randn(3, 2, 1, 1))[0]
+        with torch.no_grad():
+            expected = {
+                "vae": lambda: sources[0].vae.decode(torch.randn(3, 2, 1, 1))[0],
+                "recon": lambda: sources[0].vae.decode(sources[0].vae.encode(kernels[0][:3])[0])[0],
+                "flow": lambda: sources[0].flow.sample(3),
+            }[kind]()
         torch.testing.assert_close(net.features.conv1.weight, expected.view(3, 1, 7, 7))
 
 
