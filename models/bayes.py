@@ -17,6 +17,16 @@ VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where no input
 W_ALPHA_INIT = -2.0
 
 
+def noise_like(x: Tensor) -> Tensor:
+    """Standard normal noise of x's shape and layout.
+
+    `torch.randn_like` draws one value at a time where the layout is channels_last, which takes ten times as long.
+    """
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.randn_like(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return torch.randn_like(x)
+
+
 class BayesLayer(nn.Module):
     """A linear map with the posterior q(w) = N(w | mean, variance) on each weight; the bias is a point estimate.
 
@@ -60,7 +70,7 @@ class BayesLayer(nn.Module):
         if self.mode == "det":
             return self.mean(x)
         m, deviation = self.moments(x)
-        return m + deviation * torch.randn_like(m)
+        return torch.addcmul(m, deviation, noise_like(m))
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the pre-activations under the posterior, each of the output's shape."""
@@ -131,7 +141,7 @@ def sample_outputs(layers: Sequence[nn.Module], x: Tensor, samples: int) -> Iter
             m, deviation = layer.moments(x)
             rest = nn.Sequential(*layers[i + 1 :])
             for _ in range(samples):
-                yield rest(torch.randn_like(m).mul_(deviation).add_(m))
+                yield rest(noise_like(m).mul_(deviation).add_(m))
             return
         x = layer(x)
     for _ in range(samples):

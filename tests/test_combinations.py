@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,9 @@ def place(tmp_path_factory):
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         torch.save(KernelFlow(k, 4, 1).state_dict(), folder / "flow_params.torch")
         np.save(root / f"filters{k}.npy", 0.1 * rng.standard_normal((60, 1, k, k)).astype(np.float32))
+    for model, net_cfg in PLAIN:
+        args = Namespace(net_cfg=net_cfg, hid_dim=[2, 3], model_size=0.015, n_classes=10)
+        torch.save(utils.NETWORKS[model](args).state_dict(), root / f"{model}-{net_cfg}.torch")
     return root
 
 
@@ -77,6 +81,11 @@ def command_line(place, model, net_cfg, init, epochs=2):
     argv = ["--data", "not-mnist" if model == "fconv" else "svhn", "--model", model, "--net_cfg", net_cfg]
     argv += [*SIZES[model], "--epochs", str(epochs), "--bs", "10", "--device", "cpu"]
     argv += ["--init_list", *([init] if init == "pretrained" else [init] * len(spec.kernel_sizes))]
+    if init == "pretrained":
+        vanilla = (
+            "vanilla-nofc" if net_cfg.endswith("-nofc") else "vanilla-do" if net_cfg.endswith("-do") else "vanilla"
+        )
+        argv += ["--pretrained", str(place / f"{model}-{vanilla}.torch")]
     return argv + [word for name, paths in lists.items() for word in (f"--{name}", *paths)]
 
 
@@ -94,26 +103,12 @@ def logits(net, args, sample=False):
         return net.eval()(test.images.float() / 255)
 
 
-@pytest.fixture
-def pretrained(environment, script, tmp_path):
-    """The checkpoint of a deterministic network of that model and classifier."""
-
-    def make(model, net_cfg):
-        vanilla = "vanilla-nofc" if net_cfg.endswith("-nofc") else "vanilla"
-        argv = command_line(environment, model, vanilla, "xavier", 1)
-        return str(script("train-net.py").main(argv).root / "model.torch")
-
-    return make
-
-
 @pytest.mark.parametrize("init", INIT_NEEDS)
 @pytest.mark.parametrize("prior", PRIOR_NEEDS)
 @pytest.mark.parametrize("model, net_cfg", BAYESIAN)
-def test_a_bayesian_network_trains_saves_and_loads(environment, script, pretrained, model, net_cfg, prior, init):
+def test_a_bayesian_network_trains_saves_and_loads(environment, script, model, net_cfg, prior, init):
     module = script("train-bnn.py")
     argv = [*command_line(environment, model, net_cfg, init), "--prior", prior, "--ens", "2", "--kl_kernels", "10"]
-    if init == "pretrained":
-        argv += ["--pretrained", pretrained(model, net_cfg)]
     run = module.main(argv)
     assert np.isfinite([value for row in run.rows for value in row.values()]).all()
     assert (run.rows[-1]["KL"] == 0) == (prior == "no")
@@ -132,13 +127,11 @@ def test_a_bayesian_network_trains_saves_and_loads(environment, script, pretrain
 
 @pytest.mark.parametrize("init", INIT_NEEDS)
 @pytest.mark.parametrize("model, net_cfg", PLAIN)
-def test_a_deterministic_network_trains_saves_and_loads(environment, script, pretrained, model, net_cfg, init):
+def test_a_deterministic_network_trains_saves_and_loads(environment, script, model, net_cfg, init):
     module = script("train-net.py")
     argv = [*command_line(environment, model, net_cfg, init), "--l2", "0.001", "--dwp_reg", "0.0001", "--aug", "1"]
     if model == "fconv" and net_cfg == "vanilla-do":
         argv += ["--do", "0.1", "0.2"]
-    if init == "pretrained":
-        argv += ["--pretrained", pretrained(model, net_cfg)]
     run = module.main(argv)
     assert np.isfinite([value for row in run.rows for value in row.values()]).all()
     assert run.rows[-1]["dwp_reg"] != 0 and finite_gradients(run.root)
@@ -246,7 +239,8 @@ def test_a_frozen_feature_extractor(environment, script, tmp_path):
     module = script("train-net.py")
     first = module.main(command_line(environment, "cifarnet", "vanilla", "xavier", 1))
     argv = [*command_line(environment, "cifarnet", "vanilla", "pretrained"), "--rfe", "1"]
-    second = module.main([*argv, "--pretrained", str(first.root / "model.torch")])
+    argv[argv.index("--pretrained") + 1] = str(first.root / "model.torch")
+    second = module.main(argv)
     a, b = (torch.load(run.root / "model.torch", weights_only=True) for run in (first, second))
     changed = {name for name in a if not torch.equal(a[name], b[name])}
     assert not any(".conv" in name for name in changed)
