@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Elbo(NamedTuple):
@@ -36,9 +37,36 @@ def sample_gaussian(mean: Tensor, variance: Tensor) -> Tensor:
     return mean + variance.sqrt() * torch.randn_like(mean)
 
 
+class EluFunction(torch.autograd.Function):
+    """elu(x) = max(x, exp(min(x, 0)) - 1), whose derivative is exp(min(x, 0)).
+
+    On a CPU torch's own ELU takes expm1 of one element at a time, some ten times as long as exp of a vector. Against
+    expm1 the rounding error is that of 1: at most 1e-7 in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        slope = x.clamp(max=0).exp_()
+        ctx.save_for_backward(slope)
+        return torch.maximum(x, slope - 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope
+
+
+class ELU(nn.Module):
+    """The activation of every layer of the VAEs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return EluFunction.apply(x)
+
+
 def with_elu(*layers: nn.Module) -> nn.Sequential:
     """The layers with an ELU after each, so layer i has index 2 * i in the state dict."""
-    return nn.Sequential(*(module for layer in layers for module in (layer, nn.ELU())))
+    return nn.Sequential(*(module for layer in layers for module in (layer, ELU())))
 
 
 class Encoder(nn.Module):
@@ -186,7 +214,7 @@ class VAE16x16(KernelVAE):
             *(
                 module
                 for a, b in ((1, h), (h, 2 * h), (2 * h, 2 * h), (2 * h, 2 * h))
-                for module in (nn.ReflectionPad2d(1), nn.Conv2d(a, b, 3), nn.MaxPool2d(2), nn.ELU())
+                for module in (nn.ReflectionPad2d(1), nn.Conv2d(a, b, 3), nn.MaxPool2d(2), ELU())
             )
         )
         encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")

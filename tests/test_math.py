@@ -13,7 +13,7 @@ import utils
 from models.bayes import BayesConv2d, sample_outputs, set_mode
 from models.fconv import FConv
 from models.priors import DeepWeightPrior, NoPrior, NormalPrior
-from models.vae import VAES
+from models.vae import ELU, VAES
 
 
 def reference_network(state, name, x, modules):
@@ -99,6 +99,16 @@ def test_dwp_kl_is_the_formula(k, kernels, samples):
         part_entropy = (0.5 * (math.log(2 * math.pi * math.e) + log_variance[drawn].double())).sum()
         total = total + (part + part_entropy) * n / len(drawn) / samples
     assert found.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+def test_elu_is_torchs_in_value_and_gradient():
+    x = torch.cat([torch.linspace(-90, 90, 20001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, -200.0])]).requires_grad_()
+    ours, theirs = ELU()(x), F.elu(x)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1.2e-7)
+    weights = torch.randn_like(x)
+    found, expected = (torch.autograd.grad(y, x, weights)[0] for y in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert torch.autograd.gradcheck(ELU(), torch.randn(50, dtype=torch.double, requires_grad=True))
 
 
 def test_dwp_kl_with_published_vaes(published):
