@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.flow import KernelFlow
 from models.vae import KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
 
+BLOCK = 512  # kernels whose activations stay in a CPU's cache
 SQUARE_FLOOR = 1e-16  # a weight of exactly 0 has a finite log
 SPREAD_FLOOR = 1e-8  # smallest variance of a direction that a Gaussian is fitted to, relative to the largest
 
@@ -127,6 +129,41 @@ class GaussPrior(Prior):
         return 0.5 * (trace + white + len(mean) * self.log_det - log_variance.sum() - mean.numel())
 
 
+class BlockSum(torch.autograd.Function):
+    """The sum of `function(*block)` over blocks of rows of `rows` tensors, with each block's gradients taken at once.
+
+    No graph outlives its block, so that memory does not grow with the rows and a block's values stay in the cache.
+    `function` may depend on the further tensors `parameters` too.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], size: int, rows: int, *tensors: Tensor) -> Tensor:
+        needed = ctx.needs_input_grad[3:]
+        parameters = [p for p, need in zip(tensors[rows:], needed[rows:], strict=True) if need]
+        row_gradients: list[list[Tensor]] = []
+        sums = [torch.zeros_like(p) for p in parameters]
+        total = tensors[0].new_zeros(())
+        for block in zip(*(t.split(size) for t in tensors[:rows]), strict=True):
+            leaves = [t.detach().requires_grad_(need) for t, need in zip(block, needed, strict=False)]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            with torch.enable_grad():
+                value = function(*leaves)
+            total += value.detach()
+            if wanted or parameters:
+                gradients = torch.autograd.grad(value, [*wanted, *parameters])
+                row_gradients.append(list(gradients[: len(wanted)]))
+                for sum_, gradient in zip(sums, gradients[len(wanted) :], strict=True):
+                    sum_ += gradient
+        joined = iter([*(torch.cat(parts) for parts in zip(*row_gradients, strict=True)), *sums])
+        ctx.gradients = [next(joined) if need else None for need in needed]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return (None, None, None, *(None if g is None else g * gradient for g in ctx.gradients))
+
+
 class SampledPrior(Prior):
     """A prior whose KL is estimated: KL = -H[q] - E_{w~q} log p(w), with the entropy exact and w reparameterized.
 
@@ -150,7 +187,8 @@ class SampledPrior(Prior):
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """An unbiased estimate, a scalar in nats.
 
-        The order of the draws for each w: the kernels (where not all), the noise of w, what `cross_entropy` draws.
+        The order of the draws for each w: the kernels (where not all), then for each block of `BLOCK` kernels the noise
+        of w and what `cross_entropy` draws.
         """
         parts = [
             self._estimate(*(p.flatten(0, 1).unsqueeze(1) for p in (mean, log_variance))) for _ in range(self.samples)
@@ -165,7 +203,13 @@ class SampledPrior(Prior):
             drawn = torch.randperm(n, device=mean.device)[: self.kernels]
             mean, log_variance = mean[drawn], log_variance[drawn]
             scale = n / self.kernels
-        return scale * self.cross_entropy(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
+
+        def block(mean: Tensor, log_variance: Tensor) -> Tensor:
+            return self.cross_entropy(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
+
+        reverse = self.reverse_model()
+        parameters = [] if reverse is None else list(reverse.parameters())
+        return scale * BlockSum.apply(block, BLOCK, 2, mean, log_variance, *parameters)
 
 
 class SampledNormalPrior(SampledPrior):

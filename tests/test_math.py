@@ -10,6 +10,7 @@ from scipy import integrate, stats
 from torch import nn
 
 import utils
+from models import priors
 from models.bayes import BayesConv2d, sample_outputs, set_mode
 from models.fconv import FConv
 from models.priors import DeepWeightPrior, NoPrior, NormalPrior
@@ -123,6 +124,31 @@ def test_dwp_kl_with_published_vaes(published):
         assert found.item() == pytest.approx(
             reference_dwp_kl(vae.state_dict(), k, w, log_variance, *noise).item(), rel=1e-5
         )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_blocks_change_neither_value_nor_gradients(monkeypatch, reverse):
+    """The noise of two kernels is drawn at a time, and the formula's value and gradients are those of all at once."""
+    monkeypatch.setattr(priors, "BLOCK", 2)
+    layer = dwp_layer(5, channels=(1, 5)).double()
+    prior = layer.prior = DeepWeightPrior(VAES[5](2, 8).double().requires_grad_(False), train_reverse=reverse)
+    mean, log_variance = layer.mean.weight, layer.var["weight"]
+    torch.manual_seed(1)
+    found = layer.kl()
+    torch.manual_seed(1)
+    noise = [[torch.randn(n, *s, dtype=torch.double) for s in ((1, 5, 5), (2, 1, 1))] for n in (2, 2, 1)]
+    eps_w, eps_z = (torch.cat(parts) for parts in zip(*noise, strict=True))
+    state = {name: p for part in ("reverse", "decoder") for name, p in named(getattr(prior, part), part)}
+    expected = reference_dwp_kl(state, 5, mean.view(5, 1, 5, 5), log_variance.view(5, 1, 5, 5), eps_w, eps_z)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    leaves = [mean, log_variance, *(prior.reverse.parameters() if reverse else ())]
+    for a, b in zip(torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * expected, leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def named(module, part):
+    prefix = "encoder" if part == "reverse" else part
+    return [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
 
 
 @pytest.mark.parametrize("k", LAYERS)
