@@ -1,6 +1,6 @@
 """The deep weight prior against a standard normal one on 50 MNIST images: a table and a picture.
 
-    python -m experiments.demo [--epochs 600] [--split 0] [--out logs/demo]
+    python -m experiments.demo [--epochs 1000] [--split 0] [--out logs/demo]
 
 Two runs of train-bnn.py with the same initialization (kernels from the VAEs), split and epochs, which differ in
 the prior alone, side by side with half the processors each.
@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 
 FCONV = ROOT / "data" / "fconv"
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
-EVALUATIONS = 3
+EVALUATIONS = 2
 ENS = 10
 
 
@@ -76,7 +76,7 @@ def plot(logs: dict[str, list[dict[str, float]]]) -> plt.Figure:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--epochs", type=number(int, 1), default=600, help="epochs of both runs")
+    parser.add_argument("--epochs", type=number(int, 1), default=1000, help="epochs of both runs")
     parser.add_argument("--split", type=number(int, 0, 2**32 - 1), default=0, help="data_split_seed")
     parser.add_argument("--kl_kernels", type=number(int, 0), default=256, help="kernels per layer and step")
     parser.add_argument("--out", type=Path, default=ROOT / "logs" / "demo", help="folder for the picture")

@@ -1,0 +1,137 @@
+"""The same computations as a textbook writes them: the baseline of every row of the benchmarks.
+
+NCHW layout, torch's own ELU, `torch.distributions`, one pass over all kernels, a DataLoader that takes images and
+kernels one by one, and an evaluation of full passes.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.utils.data import DataLoader, Dataset
+
+from models.bayes import BayesConv2d
+from models.vae import ELU, KernelVAE
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """A copy in NCHW layout with torch's ELU."""
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ELU):
+                setattr(parent, name, nn.ELU())
+    return module
+
+
+class Images(Dataset):
+    """Images of uint8 (n, c, h, w) and labels, item by item, as `ToTensor` gives them."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.images[i].float().div(255), int(self.labels[i])
+
+
+class Kernels(Dataset):
+    """Kernels (n, 1, k, k), item by item."""
+
+    def __init__(self, kernels: Tensor):
+        self.kernels = kernels
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.kernels[i]
+
+
+def dwp_kl(vae: KernelVAE, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL_aux in nats of all kernels (n, 1, k, k) in one pass."""
+    q = Normal(mean, (0.5 * log_variance).exp())
+    w = q.rsample()
+    z_mean, z_variance = vae.encode(w)
+    r = Normal(z_mean, z_variance.sqrt())
+    w_mean, w_variance = vae.decode(r.rsample())
+    cross_entropy = kl_divergence(r, Normal(0.0, 1.0)).sum() - Normal(w_mean, w_variance.sqrt()).log_prob(w).sum()
+    return cross_entropy - q.entropy().sum()
+
+
+def layer_kl(layer: BayesConv2d, vae: KernelVAE) -> Tensor:
+    """KL_aux of a Bayesian conv."""
+    k = vae.kernel_dim
+    return dwp_kl(vae, layer.mean.weight.reshape(-1, 1, k, k), layer.var["weight"].reshape(-1, 1, k, k))
+
+
+def conv(layer: BayesConv2d, x: Tensor, sample: bool) -> Tensor:
+    """Local reparameterization."""
+    m = layer.mean(x)
+    if not sample:
+        return m
+    v = F.conv2d(x**2, layer.var["weight"].exp())
+    return Normal(m, (v + 1e-12).sqrt()).rsample()
+
+
+def forward(net: nn.Module, x: Tensor, sample: bool = True) -> Tensor:
+    """Logits of a Bayesian fconv."""
+    for i in (1, 2):
+        x = conv(getattr(net.features, f"conv{i}"), x, sample)
+        x = F.max_pool2d(F.leaky_relu(x, 0.01), 2)
+    return net.classifier(x.flatten(1))
+
+
+def evaluate(net: nn.Module, data: Dataset, ens: int, batch: int = 500) -> Tensor:
+    """Accuracy of mean network, one sample and ensemble, in `ens` + 2 passes over the data."""
+    loader = DataLoader(data, batch_size=batch)
+    with torch.no_grad():
+        passes = [torch.cat([F.softmax(forward(net, x, sample=i > 0), 1) for x, _ in loader]) for i in range(ens + 2)]
+    labels = torch.cat([y for _, y in loader])
+    predictions = (passes[0], passes[1], torch.stack(passes[2:]).mean(0))
+    return torch.stack([(p.argmax(1) == labels).float().mean() for p in predictions])
+
+
+def bnn_step(net: nn.Module, vaes: list[KernelVAE], optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """One step on the objective of a small data set in one batch."""
+    loss = len(x) * F.cross_entropy(forward(net, x), y)
+    loss = loss + sum(layer_kl(getattr(net.features, f"conv{i}"), vae) for i, vae in enumerate(vaes, 1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def vae_epoch(vae: KernelVAE, optimizer, kernels: Tensor, batch: int = 128) -> float:
+    """One epoch; returns the mean ELBO in nats per kernel."""
+    total = 0.0
+    for w in DataLoader(Kernels(kernels), batch_size=batch, shuffle=True):
+        z_mean, z_variance = vae.encode(w)
+        r = Normal(z_mean, z_variance.sqrt())
+        w_mean, w_variance = vae.decode(r.rsample())
+        elbo = Normal(w_mean, w_variance.sqrt()).log_prob(w).sum() - kl_divergence(r, Normal(0.0, 1.0)).sum()
+        optimizer.zero_grad()
+        (-elbo / len(w)).backward()
+        optimizer.step()
+        total += elbo.item()
+    return total / len(kernels)
+
+
+def net_step(net: nn.Module, optimizer, x: Tensor, y: Tensor, l2: float = 0.001) -> Tensor:
+    """One step of a source network."""
+    loss = F.cross_entropy(net(x), y) + l2 * sum(p.pow(2).sum() for p in net.features.parameters())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def net_epoch(net: nn.Module, optimizer, data: Dataset, batch: int = 256) -> float:
+    """One epoch of a source network; returns the last loss."""
+    for x, y in DataLoader(data, batch_size=batch, shuffle=True):
+        loss = net_step(net, optimizer, x, y).item()
+    return loss
