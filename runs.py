@@ -182,7 +182,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         choices=tuple(INIT_NEEDS),
         nargs="*",
         default=[],
-        help="how each conv starts; 'pretrained' is alone",
+        help="how each conv starts; 'pretrained' stands alone",
     )
     for kind, what, metavar in (
         ("vae", "VAE", "DIR"),
