@@ -46,7 +46,9 @@ def parse(argv: list[str] | None = None):
     for option in ("z_dim", "var") if flow else ("transforms",):
         if getattr(args, option) != parser.get_default(option):
             other = "vae" if flow else "flow"
-            raise runs.UserError(f"--{option}: found {getattr(args, option)} with --kind {args.kind}, expected {other}")
+            raise runs.UserError(
+                f"--{option}: found {getattr(args, option)} with --kind {args.kind}, expected --kind {other}"
+            )
     for part in ("train", "test"):
         if not args.data_dir and not getattr(args, part):
             raise runs.UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
