@@ -261,15 +261,24 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], what
         raise UserError(f"{what}: not an optimizer state of this network ({error})") from None
 
 
-def load_params(path: Path, kind: str, sizes: Sequence[str], what: str) -> dict[str, Any]:
-    """`params.yaml` of a VAE or flow (`kind`), the `sizes` in it checked to be whole numbers. Raises UserError."""
-    params = read_yaml(path, what)
+def load_params(path: str | Path, kind: str, size: str, what: str) -> dict[str, Any]:
+    """`params.yaml` of the folder of a VAE or flow (`kind`), its sizes and `size` checked. Raises UserError."""
+    file = f"{what} {Path(path) / 'params.yaml'}"
+    params = read_yaml(Path(path) / "params.yaml", file)
     if params.get("kind", "vae") != kind:
-        raise UserError(f"{what}: found a {params['kind']}, expected a {kind}")
-    for key in (*sizes, "hidden_dim", "kernel_dim"):
+        raise UserError(f"{file}: found a {params['kind']}, expected a {kind}")
+    for key in (size, "hidden_dim", "kernel_dim"):
         if not isinstance(params.get(key), int) or not 0 < params[key] <= 4096:
-            raise UserError(f"{what}: {key} is {params.get(key)!r}, expected a whole number from 1 to 4096")
+            raise UserError(f"{file}: {key} is {params.get(key)!r}, expected a whole number from 1 to 4096")
+    if params["kernel_dim"] not in VAES:
+        raise UserError(f"{file}: kernel_dim is {params['kernel_dim']}, expected one of {sorted(VAES)}")
     return params
+
+
+def fill_frozen(model: nn.Module, file: Path, device: torch.device | str, what: str) -> None:
+    """Fill a VAE or flow from a file, move it to `device`, freeze it, set it to eval mode. Raises UserError."""
+    fill(model, load_state(file, what), f"{what} {file}")
+    model.to(device).eval().requires_grad_(False)
 
 
 def load_vae(path: str | Path, device: torch.device | str = "cpu", what: str = "VAE") -> KernelVAE:
@@ -277,17 +286,14 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu", what: str = "
 
     It comes frozen and in eval mode, on `device`. Raises UserError where the folder does not hold a VAE.
     """
-    file = f"{what} {Path(path) / 'params.yaml'}"
-    params = load_params(Path(path) / "params.yaml", "vae", ("z_dim",), file)
-    if params["kernel_dim"] not in VAES:
-        raise UserError(f"{file}: kernel_dim is {params['kernel_dim']}, expected one of {sorted(VAES)}")
+    params = load_params(path, "vae", "z_dim", what)
     try:
         var = variance(str(params.get("var", "train")))
     except Exception as error:
-        raise UserError(f"{file}: var: {error}") from None
+        raise UserError(f"{what} {Path(path) / 'params.yaml'}: var: {error}") from None
     vae = VAES[params["kernel_dim"]](params["z_dim"], params["hidden_dim"], var)
-    fill(vae, load_state(Path(path) / "vae_params.torch", what), f"{what} {Path(path) / 'vae_params.torch'}")
-    return vae.to(device).eval().requires_grad_(False)
+    fill_frozen(vae, Path(path) / "vae_params.torch", device, what)
+    return vae
 
 
 def load_flow(path: str | Path, device: torch.device | str = "cpu", what: str = "flow") -> KernelFlow:
@@ -295,13 +301,10 @@ def load_flow(path: str | Path, device: torch.device | str = "cpu", what: str = 
 
     It comes frozen and in eval mode, on `device`. Raises UserError where the folder does not hold a flow.
     """
-    file = f"{what} {Path(path) / 'params.yaml'}"
-    params = load_params(Path(path) / "params.yaml", "flow", ("transforms",), file)
-    if params["kernel_dim"] not in VAES:
-        raise UserError(f"{file}: kernel_dim is {params['kernel_dim']}, expected one of {sorted(VAES)}")
+    params = load_params(path, "flow", "transforms", what)
     flow = KernelFlow(params["kernel_dim"], params["hidden_dim"], params["transforms"])
-    fill(flow, load_state(Path(path) / "flow_params.torch", what), f"{what} {Path(path) / 'flow_params.torch'}")
-    return flow.to(device).eval().requires_grad_(False)
+    fill_frozen(flow, Path(path) / "flow_params.torch", device, what)
+    return flow
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------
