@@ -136,8 +136,20 @@ def add_run_options(parser: Parser) -> None:
     group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of every random number")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where it runs")
     group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="'bf16': convs and products in bfloat16, parameters and sums in float32; where the device has it",
+    )
+    group.add_argument(
         "--eval_freq", type=number(int, 1), default=1, help="epochs between evaluations, which also write a checkpoint"
     )
+
+
+def add_compile_option(group: argparse._ArgumentGroup) -> None:
+    """The option of the scripts whose training step torch can compile as a whole."""
+    help = "1: torch.compile the training step; where a compiler is there, and slow to start"
+    group.add_argument("--compile", type=int, choices=(0, 1), default=0, help=help)
 
 
 def add_network_options(parser: Parser, net_cfg: str) -> None:

@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
 
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
+    precision = utils.autocast(args.precision, device)
     train, test = utils.load_network_data(args, device)
     sources = utils.load_sources(args, device, priors(args))
     net = utils.NETWORKS[args.model](
@@ -124,10 +125,11 @@ def main(argv: list[str] | None = None) -> runs.Run:
         net.eval()
         totals = torch.zeros(4, device=device)
         for x, y in test.batches(args.test_bs, "test"):
-            set_mode(net, "det")
-            det = net(x)
-            set_mode(net, "stoch")
-            samples = F.log_softmax(net.sample_logits(x, args.ens), 2)
+            with precision:
+                set_mode(net, "det")
+                det = net(x)
+                set_mode(net, "stoch")
+                samples = F.log_softmax(net.sample_logits(x, args.ens).float(), 2)
             ensemble = samples.logsumexp(0) - math.log(args.ens)
             hits = [(logits.argmax(1) == y).sum() for logits in (det, samples[0], ensemble)]
             totals += torch.stack([F.nll_loss(ensemble, y, reduction="sum"), *hits])
@@ -143,9 +145,10 @@ def main(argv: list[str] | None = None) -> runs.Run:
         # Summed on the device: reading a value would make every step wait for it.
         nll_sum, kl_sum, hits, steps = *(torch.zeros((), device=device) for _ in range(3)), 0
         for x, y in train.batches(args.bs, "training", shuffle=True):
-            logits = net(utils.augment(x) if args.aug else x)
-            nll = F.cross_entropy(logits, y)
-            step_kl = kl(net)
+            with precision:
+                logits = net(utils.augment(x) if args.aug else x)
+                nll = F.cross_entropy(logits, y)
+                step_kl = kl(net)
             optimizer.zero_grad()
             (n * nll + args.kl_weight * step_kl).backward()
             optimizer.step()

@@ -36,7 +36,8 @@ def parse(argv: list[str] | None = None):
         default=[],
         help="dropout probabilities of fconv's 'vanilla-do', one for each conv layer",
     )
-    what = parser.add_argument_group("what is trained, and when it is evaluated")
+    what = parser.add_argument_group("what is trained, and how")
+    runs.add_compile_option(what)
     what.add_argument("--rfe", **switch, help="1: the classifier and the batch norms alone, on frozen convs")
     what.add_argument("--fastconv", **switch, help="1: eval_freq and the log's t count steps, not epochs")
     runs.add_run_options(parser)
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
 
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
+    precision = utils.autocast(args.precision, device)
     train, test = utils.load_network_data(args, device)
     priors = ["vae"] * len(MODELS[args.model].kernel_sizes) if args.dwp_reg else []
     sources = utils.load_sources(args, device, priors)
@@ -76,6 +78,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
     if args.rfe:
         for conv in convs:
             conv.requires_grad_(False)
+    forward = utils.compiled(net, device) if args.compile else net
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=args.lr)
     if args.resume:
         utils.resume(args.resume, net, optimizer)
@@ -98,8 +101,9 @@ def main(argv: list[str] | None = None) -> runs.Run:
         net.eval()
         nll, hits = torch.zeros((), device=device), torch.zeros((), device=device)
         for x, y in test.batches(args.test_bs, "test"):
-            logits = net(x)
-            nll += F.cross_entropy(logits, y, reduction="sum")
+            with precision:
+                logits = net(x)
+            nll += F.cross_entropy(logits.float(), y, reduction="sum")
             hits += (logits.argmax(1) == y).sum()
         net.train()
         return nll.item() / len(test.labels), hits.item() / len(test.labels)
@@ -139,9 +143,10 @@ def main(argv: list[str] | None = None) -> runs.Run:
         if not args.fastconv:
             totals, seen = totals.zero_(), 0
         for x, y in train.batches(args.bs, "training", shuffle=True):
-            logits = net(utils.augment(x) if args.aug else x)
-            nll = F.cross_entropy(logits, y)
-            loss = nll + args.l2 * l2_norm() + args.dwp_reg * dwp_bound()
+            with precision:
+                logits = forward(utils.augment(x) if args.aug else x)
+                nll = F.cross_entropy(logits, y)
+                loss = nll + args.l2 * l2_norm() + args.dwp_reg * dwp_bound()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

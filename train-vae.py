@@ -36,6 +36,7 @@ def parse(argv: list[str] | None = None):
     training.add_argument("--decay", type=positive, default=0.5, help="that factor")
     training.add_argument("--resume_vae", metavar="FILE", default="", help="start from this file of parameters")
     training.add_argument("--resume_opt", metavar="FILE", default="", help="start from this opt_params.torch")
+    runs.add_compile_option(training)
     runs.add_run_options(parser)
     args = parser.parse_args(argv)
 
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
 
     torch.manual_seed(args.seed)
     device = utils.pick_device(args.device)
+    precision = utils.autocast(args.precision, device)
     train_file, test_file = args.train or Path(args.data_dir, "train.npy"), args.test or Path(args.data_dir, "test.npy")
     train = utils.load_kernels(train_file, "--train", args.kernel_dim).to(device)
     test = utils.load_kernels(test_file, "--test", args.kernel_dim).to(device)
@@ -82,6 +84,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
         density.standardize(train)
     else:
         density = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
+    elbo = utils.compiled(density.elbo, device) if args.compile else density.elbo
     optimizer = torch.optim.Adam(density.parameters(), lr=args.lr)
     if args.resume_vae:
         utils.fill(density, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
@@ -93,7 +96,8 @@ def main(argv: list[str] | None = None) -> runs.Run:
     @torch.no_grad()
     def evaluate() -> list[float]:
         """Mean ELBO, log-likelihood and KL on the test kernels, in nats per kernel."""
-        terms = torch.stack([torch.stack(density.elbo(w)).sum(1) for w in test.split(args.test_bs)])
+        with precision:
+            terms = torch.stack([torch.stack(density.elbo(w)).sum(1) for w in test.split(args.test_bs)])
         return (terms.sum(0) / len(test)).tolist()
 
     for epoch in trange(1, args.num_epochs + 1, desc="epochs", disable=None):
@@ -101,17 +105,24 @@ def main(argv: list[str] | None = None) -> runs.Run:
             group["lr"] = learning_rate(args, epoch)
         terms = torch.zeros(3, device=device)
         for index in torch.randperm(len(train), device=device).split(args.batch_size):
-            batch = density.elbo(train[index])
+            with precision:
+                batch = elbo(train[index])
             optimizer.zero_grad()
             (-batch.elbo.mean()).backward()
             optimizer.step()
             terms += torch.stack(batch).detach().sum(1)
 
         if epoch == 1 or epoch % args.eval_freq == 0 or epoch == args.num_epochs:
-            elbo, ll, kl = (terms / len(train)).tolist()
+            train_elbo, train_ll, train_kl = (terms / len(train)).tolist()
             test_elbo, test_ll, test_kl = evaluate()
             run.log(
-                epoch, train_elbo=elbo, train_ll=ll, train_kl=kl, test_elbo=test_elbo, test_ll=test_ll, test_kl=test_kl
+                epoch,
+                train_elbo=train_elbo,
+                train_ll=train_ll,
+                train_kl=train_kl,
+                test_elbo=test_elbo,
+                test_ll=test_ll,
+                test_kl=test_kl,
             )
             run.save(**{f"{args.kind}_params": density.state_dict()}, opt_params=optimizer.state_dict())
     print(f"run directory: {run.root}")

@@ -66,6 +66,30 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass in `precision`, "fp32" or "bf16". Raises UserError where the device has no bf16."""
+    cpu_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # not in older versions
+    there = {
+        # Elsewhere bfloat16 is emulated, and slower than float32.
+        "cpu": lambda: any(has for name, has in cpu_capabilities().items() if "bf16" in name),
+        "cuda": torch.cuda.is_bf16_supported,
+        "mps": torch.backends.mps.is_available,
+    }
+    if precision == "bf16" and not there[device.type]():
+        raise UserError(f"--precision: found bf16, expected fp32: this {device.type} does not compute in bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """`function` by `torch.compile`. Raises UserError where that does not work on `device`."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # no compiler, or one that fails: torch raises different things
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--compile: found 1, expected 0: torch.compile does not work here ({reason})") from None
+    return torch.compile(function)
+
+
 def parse_idx(content: bytes, what: str) -> np.ndarray:
     """The uint8 array in the bytes of an IDX file. Raises UserError, which names the file as `what`."""
     rank = content[3] if content[:3] == b"\x00\x00\x08" and content[3:4] in (b"\1", b"\3") else 0

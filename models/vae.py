@@ -38,23 +38,25 @@ def sample_gaussian(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 class EluFunction(torch.autograd.Function):
-    """elu(x) = max(x, exp(min(x, 0)) - 1), whose derivative is exp(min(x, 0)).
+    """elu(x) = max(x, exp(min(x, 0)) - 1), whose derivative is min(elu(x) + 1, 1).
 
     On a CPU torch's own ELU takes expm1 of one element at a time, some ten times as long as exp of a vector. Against
-    expm1 the rounding error is that of 1: at most 1e-7 in float32.
+    expm1 the rounding error is that of 1: at most 1e-7 in float32. What is kept for the backward pass is the output,
+    which the next layer keeps anyway, and both passes take one new tensor: fresh memory costs as much as arithmetic.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        slope = x.clamp(max=0).exp_()
-        ctx.save_for_backward(slope)
-        return torch.maximum(x, slope - 1)
+        out = x.clamp(max=0).exp_().sub_(1)
+        torch.maximum(x, out, out=out)
+        ctx.save_for_backward(out)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return gradient * slope
+        (out,) = ctx.saved_tensors
+        return out.add(1).clamp_(max=1).mul_(gradient)
 
 
 class ELU(nn.Module):
