@@ -5,26 +5,36 @@ import csv
 import datetime
 import functools
 import io
+import math
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import tabulate
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from models.configs import DATA_SETS, INIT_NEEDS, MODELS, PRIOR_NEEDS
 
+if TYPE_CHECKING:
+    import torch
+
 ROOT = Path(__file__).resolve().parent
-RUN_KEYS = ("root", "time", "id")  # of a run, beside its arguments, in params.yaml
+RUN_KEYS = ("root", "time", "id", "environment")  # of a run, beside its arguments, in params.yaml
 HID_DIM = [32, 64]  # the default
 HEADER_EVERY = 40  # rows of the printed table between two headers
+CHECK_EVERY = 100  # steps between two looks at whether the loss is finite, each of which waits for the device
+CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the last, and the one before it
+MAX_YAML = 1_000_000  # bytes
 
 
 def data_root() -> Path:
@@ -36,16 +46,32 @@ class UserError(Exception):
     """A mistake the user can mend: one line that names the option or file, what was found and what was expected."""
 
 
+class Stopped(Exception):
+    """A run that a signal stopped, after a checkpoint."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
 def command(main: Callable) -> Callable:
-    """Make a script's `main(argv)` end with exit code 2 and one line on stderr when a `UserError` is raised."""
+    """Make a script's `main(argv)` end with one line on stderr, not a traceback, in the cases that are foreseen.
+
+    The exit code is 2 for a `UserError`, and 128 + the signal's number where a signal stopped it: 130, 143.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None):
         try:
             return main(argv)
         except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
+            code, line = 2, f"error: {error}"
+        except Stopped as stopped:
+            code, line = 128 + stopped.number, str(stopped)
+        except KeyboardInterrupt:
+            code, line = 128 + signal.SIGINT, "interrupted"
+        print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(code)
 
     return wrapped
 
@@ -62,27 +88,53 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help states defaults, whose errors are one line, and that reads `--config FILE.yaml`."""
+    """An argument parser whose help states defaults and whose errors are one line.
 
-    def __init__(self, description: str):
+    Of a script with run directories, whose name is `script`, it also reads `--config FILE.yaml` and `--continue DIR`.
+    """
+
+    def __init__(self, description: str, script: str = ""):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self.script = script
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse `argv`; options in the file that `--config` names come first, so the command line overrides them."""
+        """Parse `argv`; options in the file that `--config` names come first, so the command line overrides them.
+
+        With `--continue` all options are the run's own; an option that says something else is refused.
+        """
         argv = list(sys.argv[1:] if argv is None else argv)
-        if all(action.dest != "config" for action in self._actions):
+        if not self.script:
             return super().parse_args(argv)
         before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         before.error = self.error
         before.add_argument("--config")
-        config, argv = before.parse_known_args(argv)
-        return super().parse_args(self._config_argv(config.config) + argv if config.config else argv)
+        before.add_argument("--continue", dest="continue_run")
+        given, argv = before.parse_known_args(argv)
+        if given.continue_run is None:
+            return super().parse_args(self._config_argv(given.config) + argv if given.config else argv)
+
+        what = f"--continue {given.continue_run}"
+        if given.config:
+            self.error(f"{what}: found --config too, expected the run's own arguments")
+        params = read_yaml(Path(given.continue_run) / "params.yaml", f"{what}/params.yaml")
+        script = (params.get("environment") or {}).get("script")
+        if script != self.script:
+            self.error(f"{what}: found a run of {script or 'an unknown script'}, expected one of {self.script}")
+        own = self._config_argv(Path(given.continue_run) / "params.yaml")
+        args = super().parse_args(own)
+        for key, value in vars(super().parse_args(own + argv)).items():
+            if value != getattr(args, key):
+                self.error(f"--{key}: found {value}, expected the run's own {getattr(args, key)} with {what}")
+        args.continue_run = given.continue_run
+        return args
 
     def _config_argv(self, path: str) -> list[str]:
-        known = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        known = {
+            action.dest: action for action in self._actions if action.dest not in ("help", "config", "continue_run")
+        }
         argv, ignored = [], []
         for key, value in read_yaml(path, f"--config {path}").items():
             if key in RUN_KEYS:
@@ -132,6 +184,12 @@ def add_run_options(parser: Parser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--name", default="", help="a note kept in params.yaml")
     group.add_argument("--config", metavar="FILE", help="YAML file of arguments, e.g. a run's params.yaml")
+    group.add_argument(
+        "--continue",
+        dest="continue_run",
+        metavar="RUN_DIR",
+        help="go on with a run that was stopped, from its checkpoint, in its directory and with its arguments",
+    )
     group.add_argument("--tmp", action="store_true", help="put the run under tmp/ instead of runs/")
     group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of every random number")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where it runs")
@@ -142,7 +200,13 @@ def add_run_options(parser: Parser) -> None:
         help="'bf16': convs and products in bfloat16, parameters and sums in float32; where the device has it",
     )
     group.add_argument(
-        "--eval_freq", type=number(int, 1), default=1, help="epochs between evaluations, which also write a checkpoint"
+        "--eval_freq", type=number(int, 1), default=1, help="epochs between evaluations, which also write the model"
+    )
+    group.add_argument(
+        "--checkpoint_freq",
+        type=number(int, 0),
+        default=0,
+        help="epochs between checkpoints, from which --continue goes on; 0: after those with an evaluation",
     )
 
 
@@ -260,23 +324,36 @@ def learning_rate(args: argparse.Namespace, epoch: int) -> float:
 
 
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
-    """A mapping from a YAML file, loaded as data. Raises UserError, which names the file as `what`."""
+    """A mapping from a YAML file, loaded as data: its values are scalars, lists of these, or mappings to these.
+
+    Raises UserError, which names the file as `what`.
+    """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        with open(path, "rb") as file:
+            text = file.read(MAX_YAML + 1)
+        if len(text) > MAX_YAML:
+            raise ValueError(f"more than {MAX_YAML} bytes")
+        content = yaml.safe_load(text.decode())
     except OSError as error:
         raise UserError(f"{what}: {error.strerror}, expected a YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that does not exist
         raise UserError(f"{what}: not a plain YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{what}: found a {type(content).__name__}, expected a mapping of options to values")
+    for key, value in content.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        # Aliases make a small file into a huge tree, which must not be printed or parsed.
+        if any(isinstance(item, dict | list | tuple | set) for item in (key, *inner)):
+            raise UserError(f"{what}: found nested values, expected a number, a text or a list of these for each name")
     return content
 
 
 @contextmanager
-def write_whole(path: str | Path) -> Iterator[IO[bytes]]:
+def write_whole(path: str | Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` complete, on success, or not at all.
 
-    Raises UserError where the system refuses: a folder that cannot be written, a full disk.
+    What was there is kept as `keep`, where that is given; for a moment it is there alone. Raises UserError where the
+    system refuses: a folder that cannot be written, a full disk.
     """
     path, name = Path(path), None
     try:
@@ -289,6 +366,8 @@ def write_whole(path: str | Path) -> Iterator[IO[bytes]]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's files are the owner's alone
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(name, path)
     except BaseException as error:
         if name:
@@ -298,70 +377,296 @@ def write_whole(path: str | Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def environment(script: str, device: "torch.device") -> dict[str, Any]:
+    """What a run's numbers depend on beside its arguments: the code, torch, threads and device."""
+    import torch
+
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    threads = torch.get_num_threads()
+    return {
+        "script": script,
+        "commit": commit,
+        "torch": str(torch.__version__),
+        "threads": threads,
+        "device": str(device),
+    }
+
+
 class Run:
     """A run directory `$DWP_PATH/exman-<script>/runs/<number>-<time>/` with its arguments, logs and checkpoints.
 
-    Creating one makes the directory, writes `params.yaml` and links it in `index/`. Numbers are taken under a file
-    lock, so two launches at the same moment get two.
+    A new one makes the directory, writes `params.yaml` and links it in `index/`; with `args.continue_run` it is that
+    run's. Numbers are taken under a file lock, so that launches at the same moment get different ones, and a lock on
+    the directory keeps a second process out of a run; both end with the process that holds them.
+
+    A script names what its training changes with `track`, and loops over `epochs` and `batches`, which write the
+    checkpoints, stop at a signal, and start where the checkpoint of a continued run stopped.
     """
 
-    def __init__(self, script: str, args: argparse.Namespace):
-        base = Path(os.environ.get("DWP_PATH") or ROOT / "logs") / f"exman-{script}"
+    def __init__(self, script: str, args: argparse.Namespace, device: "torch.device"):
         self.script = script
+        self.args = args
+        self.device = device
         self.rows: list[dict[str, float]] = []
-        self.root: Path | None = None
+        self.epoch = 0  # epochs done
+        self.step = 0  # steps done, the one at hand included
+        self.order: torch.Tensor | None = None  # of the training set in this epoch, from the next batch on
+        self.tracked: dict[str, Any] = {}
+        self.stopped_by: int | None = None
+        self._first_bad: torch.Tensor | None = None
+        self._logged = False
+        if args.continue_run:
+            self.root = Path(args.continue_run)
+        else:
+            self._create()
+        self._lock = FileLock(self.root / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(f"--continue {self.root}: found a process that runs it, expected none") from None
+        except OSError as error:
+            raise UserError(f"--continue {self.root}: cannot be written: {error.strerror}") from None
+
+    def _create(self) -> None:
+        base = Path(os.environ.get("DWP_PATH") or ROOT / "logs") / f"exman-{self.script}"
+        root: Path | None = None
         try:
             for folder in ("runs", "tmp", "index"):
                 (base / folder).mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now()
             with FileLock(base / ".lock"):
                 used = [int(p.name[:6]) for d in ("runs", "tmp") for p in (base / d).iterdir() if p.name[:6].isdigit()]
-                self.id = max(used, default=0) + 1
-                run = f"{self.id:06d}-{now:%Y-%m-%d-%H-%M-%S}"
-                root = base / ("tmp" if args.tmp else "runs") / run
+                number_ = max(used, default=0) + 1
+                run = f"{number_:06d}-{now:%Y-%m-%d-%H-%M-%S}"
+                root = base / ("tmp" if self.args.tmp else "runs") / run
                 root.mkdir()
-                self.root = root
-            params = {k: v for k, v in vars(args).items() if k != "config"}
-            params |= dict(zip(RUN_KEYS, (str(self.root), now.isoformat(timespec="seconds"), self.id), strict=True))
-            with write_whole(self.root / "params.yaml") as file:
-                file.write(yaml.safe_dump(params, sort_keys=False).encode())
+            params = {k: v for k, v in vars(self.args).items() if k not in ("config", "continue_run")}
+            own = (str(root), now.isoformat(timespec="seconds"), number_, environment(self.script, self.device))
+            with write_whole(root / "params.yaml") as file:
+                file.write(yaml.safe_dump(params | dict(zip(RUN_KEYS, own, strict=True)), sort_keys=False).encode())
             link = base / "index" / f"{run}.yaml"
-            link.symlink_to(os.path.relpath(self.root / "params.yaml", link.parent))
+            link.symlink_to(os.path.relpath(root / "params.yaml", link.parent))
         except (OSError, UserError) as error:
-            if self.root:
-                shutil.rmtree(self.root, ignore_errors=True)
+            if root:
+                shutil.rmtree(root, ignore_errors=True)
             if isinstance(error, UserError):
                 raise
             raise UserError(f"DWP_PATH: cannot make a run directory in {base}: {error.strerror}") from None
+        self.root = root
 
-    def log(self, t: int, **values: float) -> None:
-        """Add a row to the table in the CSV file (columns `t` and the values), the text log and the terminal."""
-        self.rows.append({"t": t, **values})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        with write_whole(self.root / f"{self.script}-logs.csv") as file:
-            file.write(text.getvalue().encode())
+    # --- the loop ---
 
-        head, rule, row = tabulate.tabulate(
-            [[v for v in self.rows[-1].values()]], list(self.rows[0]), tablefmt="simple", floatfmt="9.4g"
-        ).split("\n")
-        lines = [row] if (len(self.rows) - 1) % HEADER_EVERY else [head, rule, row]
-        with open(self.root / f"{self.script}-logs.out", "a") as file:
-            file.write("\n".join(lines) + "\n")
-        from tqdm import tqdm  # prints above a progress bar
+    def track(self, **tracked: Any) -> None:
+        """Name the modules, optimizers and tensors that a checkpoint holds; of a continued run, fill them from it.
 
-        tqdm.write("\n".join(lines), file=sys.stdout)
-        sys.stdout.flush()
+        Raises UserError where neither the last checkpoint nor the one before it is one of this run.
+        """
+        self.tracked = tracked
+        if not self.args.continue_run:
+            return
+        import utils
 
-    def save(self, **states: dict) -> None:
-        """Write state dicts, each whole, as `<name>.torch` in the run directory."""
+        what = f"--continue {self.root}"
+        files = [file for name in CHECKPOINTS if (file := self.root / name).exists()]
+        for file in files:
+            try:
+                state = utils.load_file(file, what)
+                break
+            except UserError as error:
+                if file == files[-1]:
+                    raise
+                print(f"{error}; going on from the one before", file=sys.stderr)
+        else:
+            return  # stopped before its first checkpoint: it starts again
+        self.epoch, self.step, rows, self.order = utils.restore(state, tracked, self.device, f"{what}: {file.name}")
+        log = self.root / f"{self.script}-logs.csv"
+        self.rows = read_rows(log, what)[:rows] if rows else []
+        if len(self.rows) < rows:
+            raise UserError(f"{what}: found {len(self.rows)} rows in the log, expected {rows}")
+        self._write_logs()
+
+    def epochs(self, total: int) -> Iterator[int]:
+        """The epochs 1..total that are not done. After an epoch comes its checkpoint, where one is due."""
+        from tqdm import tqdm
+
+        with self._signals(), tqdm(total=total, initial=self.epoch, desc="epochs", disable=None) as bar:
+            while self.epoch < total:
+                yield self.epoch + 1
+                self.epoch += 1
+                self.order = None
+                bar.update()
+                freq = self.args.checkpoint_freq
+                if self.epoch == total or (self.epoch % freq == 0 if freq else self._logged):
+                    self.checkpoint()
+                    self._logged = False
+                if self.epoch < total:
+                    self._stop_if_asked()
+        self._lock.release()
+
+    def batches(self, n: int, size: int) -> Iterator["torch.Tensor"]:
+        """Indices of the batches of this epoch that are not done, of n items in an order drawn when it begins."""
+        import torch
+        from tqdm import tqdm
+
+        if self.order is None:
+            self.order = torch.randperm(n, device=self.device)
+        batches = self.order.split(size) if len(self.order) else ()
+        for index in tqdm(batches, desc="training", leave=False, delay=2, disable=None):
+            self.step += 1
+            self.order = self.order[len(index) :]
+            yield index
+            if self.step % CHECK_EVERY == 0:
+                self._raise_if_not_finite()
+            self._stop_if_asked()
+
+    def due(self, t: int, last: int) -> bool:
+        """Whether to evaluate at t, an epoch or step of 1..last: at the first, the last, and by eval_freq."""
+        return t == 1 or t % self.args.eval_freq == 0 or t == last
+
+    def require_finite(self, **terms: "torch.Tensor") -> None:
+        """Stop the run, with a `UserError` that names the step and the term, if one of these scalars is not finite.
+
+        They are looked at later, before anything is written, so that a step does not wait for the device.
+        """
         import torch
 
-        for name, state in states.items():
-            with write_whole(self.root / f"{name}.torch") as file:
-                torch.save(state, file)
+        bad = ~torch.stack([term.detach() for term in terms.values()]).isfinite()
+        if self._first_bad is None:
+            self._terms, self._first_bad = tuple(terms), torch.zeros(len(terms), dtype=torch.int64, device=self.device)
+        self._first_bad = torch.where((self._first_bad == 0) & bad, self.step, self._first_bad)
+
+    def _raise_if_not_finite(self) -> None:
+        steps = {} if self._first_bad is None else dict(zip(self._terms, self._first_bad.tolist(), strict=True))
+        first = min((step for step in steps.values() if step), default=0)
+        if first:
+            self._diverged(first, " and ".join(name for name, step in steps.items() if step == first))
+
+    def _diverged(self, step: int, what: str) -> NoReturn:
+        last = self.root / CHECKPOINTS[0]
+        where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        raise UserError(f"step {step} (epoch {self.epoch + 1}): {what} not finite, expected numbers; {where}")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C stop the run after its step; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame) -> None:
+            self.stopped_by = number
+            signal.signal(number, before[number])
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_if_asked(self) -> None:
+        if self.stopped_by is None:
+            return
+        self.checkpoint()
+        name = signal.Signals(self.stopped_by).name
+        go_on = f"go on with: python {self.script} --continue {self.root}"
+        raise Stopped(self.stopped_by, f"stopped by {name} after step {self.step}; {go_on}")
+
+    # --- what is written ---
+
+    def log(self, t: int, **values: float) -> None:
+        """Add a row to the table in the CSV file (columns `t` and the values), the text log and the terminal.
+
+        Raises UserError where a value, or a term of the loss since the last row, is not finite.
+        """
+        self._raise_if_not_finite()
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self._diverged(self.step, f"{name} is")
+        self.rows.append({"t": t, **values})
+        self._logged = True
+        self._write_logs()
+        from tqdm import tqdm  # prints above a progress bar
+
+        tqdm.write(table_lines(self.rows, len(self.rows) - 1), file=sys.stdout)
+        sys.stdout.flush()
+
+    def _write_logs(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]) if self.rows else ["t"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        lines = "".join(f"{table_lines(self.rows, i)}\n" for i in range(len(self.rows)))
+        for suffix, content in (("csv", text.getvalue()), ("out", lines)):
+            with write_whole(self.root / f"{self.script}-logs.{suffix}") as file:
+                file.write(content.encode())
+
+    def export(self) -> None:
+        """Write the state dict of each tracked module and optimizer, each file whole, as `<name>.torch`."""
+        for name, thing in self.tracked.items():
+            state = thing.state_dict() if hasattr(thing, "state_dict") else None
+            if state:
+                write_tensors(self.root / f"{name}.torch", state)
+
+    def checkpoint(self) -> None:
+        """Write all that the run depends on, and keep the checkpoint before.
+
+        The learning rate is a function of the epoch, so no scheduler has a state. Raises UserError where the loss or a
+        parameter is not finite, and where the disk is full; the checkpoint before is still there then.
+        """
+        import utils
+
+        self._raise_if_not_finite()
+        state = utils.training_state(self.tracked)
+        for name, value in utils.leaves(state):
+            if hasattr(value, "isfinite") and not value.isfinite().all():
+                self._diverged(self.step, f"{name.removeprefix('states.')} is")
+        order = None if self.order is None else self.order.clone()
+        state |= {"epoch": self.epoch, "step": self.step, "rows": len(self.rows), "order": order}
+        last, before = (self.root / name for name in CHECKPOINTS)
+        write_tensors(last, state, keep=before)
+
+
+def table_lines(rows: Sequence[dict[str, float]], i: int) -> str:
+    """Row i of the printed table, under its header where one is due."""
+    table = tabulate.tabulate([list(rows[i].values())], list(rows[i]), tablefmt="simple", floatfmt="9.4g")
+    return table.split("\n")[-1] if i % HEADER_EVERY else table
+
+
+def read_rows(path: Path, what: str) -> list[dict[str, float]]:
+    """The rows of a log. Raises UserError, which names the file as `what`."""
+    try:
+        with open(path, newline="") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{**row, "t": int(row["t"])} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise UserError(f"{what}: {path.name}: {error}, expected the log's table") from None
+
+
+def interned(state: Any) -> Any:
+    """A copy of nested containers in which equal strings are one object, as pickle writes repeated objects once.
+
+    So a state that was loaded is written in the same bytes as one that was not.
+    """
+    if isinstance(state, dict):
+        return type(state)((interned(key), interned(value)) for key, value in state.items())
+    if isinstance(state, list | tuple):
+        return type(state)(map(interned, state))
+    return sys.intern(state) if isinstance(state, str) else state
+
+
+def write_tensors(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    """`torch.save` to a file that appears whole or not at all; what it replaces is kept as `keep`, where given."""
+    import torch
+
+    buffer = io.BytesIO()  # so that what can fail in the file is a plain write
+    torch.save(interned(state), buffer)
+    with write_whole(path, keep) as file:
+        file.write(buffer.getbuffer())
 
 
 class Stopwatch:

@@ -15,7 +15,7 @@ SCRIPT = "train-bnn.py"
 
 def parse(argv: list[str] | None = None):
     whole, positive = runs.number(int, 1), runs.number(float, 0, open_low=True)
-    parser = runs.Parser(__doc__.split("\n")[0])
+    parser = runs.Parser(__doc__.split("\n")[0], SCRIPT)
     runs.add_network_options(parser, net_cfg="bayes")
     bayes = parser.add_argument_group("Bayesian inference")
     bayes.add_argument("--prior", choices=tuple(PRIOR_NEEDS), default="sn", help="prior of every Bayesian conv")
@@ -88,13 +88,12 @@ def main(argv: list[str] | None = None) -> runs.Run:
     # After the arguments, so that a mistake in them answers at once.
     import torch
     import torch.nn.functional as F
-    from tqdm import trange
 
     import utils
-    from models.bayes import BayesLayer, bayesian_layers, kl, set_mode
+    from models.bayes import BayesLayer, bayesian_layers, kl_terms, set_mode
     from models.priors import NormalPrior, reverse_models
 
-    torch.manual_seed(args.seed)
+    utils.seed_all(args.seed)
     device = utils.pick_device(args.device)
     precision = utils.autocast(args.precision, device)
     train, test = utils.load_network_data(args, device)
@@ -111,9 +110,12 @@ def main(argv: list[str] | None = None) -> runs.Run:
             layer.prior = prior
     reverse = torch.nn.ModuleDict(reverse_models(conv_priors))
     optimizer = torch.optim.Adam([*net.parameters(), *reverse.parameters()], lr=args.lr)
-    if args.resume:
+    if args.resume and not args.continue_run:
         utils.resume(args.resume, net, optimizer, reverse)
-    run = runs.Run(SCRIPT, args)
+    # NLL, KL and hits of an epoch, summed on the device: reading a value would make every step wait for it.
+    totals = torch.zeros(3, device=device)
+    run = runs.Run(SCRIPT, args, device)
+    run.track(model=net, opt=optimizer, reverse=reverse, totals=totals)
     watch = runs.Stopwatch()
 
     @torch.no_grad()
@@ -137,30 +139,31 @@ def main(argv: list[str] | None = None) -> runs.Run:
         return dict(zip(names, (totals / len(test.labels)).tolist(), strict=True))
 
     n = len(train.labels)
-    for epoch in trange(1, args.epochs + 1, desc="epochs", disable=None):
+    for epoch in run.epochs(args.epochs):
         lr = runs.learning_rate(args, epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
         net.train()
-        # Summed on the device: reading a value would make every step wait for it.
-        nll_sum, kl_sum, hits, steps = *(torch.zeros((), device=device) for _ in range(3)), 0
-        for x, y in train.batches(args.bs, "training", shuffle=True):
+        for index in run.batches(n, args.bs):
+            x, y = train.batch(index)
             with precision:
                 logits = net(utils.augment(x) if args.aug else x)
                 nll = F.cross_entropy(logits, y)
-                step_kl = kl(net)
+                terms = kl_terms(net)
+            kl = sum(terms.values())
+            run.require_finite(
+                **{"the data term is": nll}, **{f"the KL of {name} is": kl for name, kl in terms.items()}
+            )
             optimizer.zero_grad()
-            (n * nll + args.kl_weight * step_kl).backward()
+            (n * nll + args.kl_weight * kl).backward()
             optimizer.step()
-            nll_sum += nll.detach() * len(y)
-            kl_sum += step_kl.detach()
-            hits += (logits.argmax(1) == y).sum()
-            steps += 1
+            totals += torch.stack([nll.detach() * len(y), kl.detach(), (logits.argmax(1) == y).sum()])
 
-        if epoch == 1 or epoch % args.eval_freq == 0 or epoch == args.epochs:
+        if run.due(epoch, args.epochs):
             tested = evaluate()
             test_nll = tested.pop("test_nll")
-            train_nll, train_kl = nll_sum.item() / n, kl_sum.item() / steps
+            nll_sum, kl_sum, hits = totals.tolist()
+            train_nll, train_kl = nll_sum / n, kl_sum / math.ceil(n / args.bs)
             run.log(
                 epoch,
                 train_nll=train_nll,
@@ -168,14 +171,13 @@ def main(argv: list[str] | None = None) -> runs.Run:
                 train_loss=n * train_nll + args.kl_weight * train_kl,
                 test_nll=test_nll,
                 test_loss=test_nll + args.kl_weight * train_kl,
-                train_acc=hits.item() / n,
+                train_acc=hits / n,
                 **tested,
                 lr=lr,
                 sec=watch.lap(),
             )
-            run.save(model=net.state_dict(), opt=optimizer.state_dict())
-            if reverse:
-                run.save(reverse=reverse.state_dict())
+            run.export()
+        totals.zero_()
     print(f"run directory: {run.root}")
     return run
 

@@ -11,7 +11,7 @@ SCRIPT = "train-net.py"
 
 def parse(argv: list[str] | None = None):
     switch = {"type": int, "choices": (0, 1), "default": 0}
-    parser = runs.Parser(__doc__.split("\n")[0])
+    parser = runs.Parser(__doc__.split("\n")[0], SCRIPT)
     runs.add_network_options(parser, net_cfg="vanilla")
     regularization = parser.add_argument_group("regularization")
     regularization.add_argument(
@@ -61,12 +61,11 @@ def main(argv: list[str] | None = None) -> runs.Run:
     # After the arguments, so that a mistake in them answers at once.
     import torch
     import torch.nn.functional as F
-    from tqdm import trange
 
     import utils
     from models.priors import DeepWeightPrior
 
-    torch.manual_seed(args.seed)
+    utils.seed_all(args.seed)
     device = utils.pick_device(args.device)
     precision = utils.autocast(args.precision, device)
     train, test = utils.load_network_data(args, device)
@@ -80,10 +79,13 @@ def main(argv: list[str] | None = None) -> runs.Run:
             conv.requires_grad_(False)
     forward = utils.compiled(net, device) if args.compile else net
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=args.lr)
-    if args.resume:
+    if args.resume and not args.continue_run:
         utils.resume(args.resume, net, optimizer)
     dwps = [DeepWeightPrior(source.vae) for source in sources] if args.dwp_reg else []
-    run = runs.Run(SCRIPT, args)
+    # Loss, NLL, hits and number of the last images, summed on the device: reading a value makes a step wait for it.
+    totals = torch.zeros(4, device=device)
+    run = runs.Run(SCRIPT, args, device)
+    run.track(model=net, opt=optimizer, totals=totals)
     watch = runs.Stopwatch()
 
     def l2_norm() -> torch.Tensor:
@@ -108,13 +110,10 @@ def main(argv: list[str] | None = None) -> runs.Run:
         net.train()
         return nll.item() / len(test.labels), hits.item() / len(test.labels)
 
-    # Loss, NLL and hits of the last `seen` images, summed on the device: reading a value makes a step wait for it.
-    totals, seen = torch.zeros(3, device=device), 0
-
     @torch.no_grad()
     def report(t: int) -> None:
-        """Log the row `t` and write a checkpoint."""
-        loss, train_nll, train_acc = (totals / seen).tolist()
+        """Log the row `t`, of what was summed since the last, and write the model."""
+        loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
         test_nll, test_acc = evaluate()
         run.log(
             t,
@@ -128,37 +127,34 @@ def main(argv: list[str] | None = None) -> runs.Run:
             l2_norm=l2_norm().item(),
             dwp_reg=dwp_bound().item(),
         )
-        run.save(model=net.state_dict(), opt=optimizer.state_dict())
+        run.export()
+        totals.zero_()
 
-    def due(t: int, last: bool) -> bool:
-        return t == 1 or t % args.eval_freq == 0 or last
-
-    step = 0
     steps = args.epochs * -(-len(train.labels) // args.bs)
     net.train()
-    for epoch in trange(1, args.epochs + 1, desc="epochs", disable=None):
+    for epoch in run.epochs(args.epochs):
         lr = runs.learning_rate(args, epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        if not args.fastconv:
-            totals, seen = totals.zero_(), 0
-        for x, y in train.batches(args.bs, "training", shuffle=True):
+        for index in run.batches(len(train.labels), args.bs):
+            x, y = train.batch(index)
             with precision:
                 logits = forward(utils.augment(x) if args.aug else x)
                 nll = F.cross_entropy(logits, y)
-                loss = nll + args.l2 * l2_norm() + args.dwp_reg * dwp_bound()
+                terms = {"l2": args.l2 * l2_norm(), "dwp_reg": args.dwp_reg * dwp_bound()}
+            loss = nll + sum(terms.values())
+            run.require_finite(**{"the data term is": nll}, **{f"the term of {k} is": v for k, v in terms.items()})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            step += 1
             hits = (logits.argmax(1) == y).sum()
-            totals += torch.stack([loss.detach() * len(y), nll.detach() * len(y), hits])
-            seen += len(y)
-            if args.fastconv and due(step, step == steps):
-                report(step)
-                totals, seen = totals.zero_(), 0
-        if not args.fastconv and due(epoch, epoch == args.epochs):
-            report(epoch)
+            totals += torch.stack([loss.detach() * len(y), nll.detach() * len(y), hits, torch.full_like(hits, len(y))])
+            if args.fastconv and run.due(run.step, steps):
+                report(run.step)
+        if not args.fastconv:
+            if run.due(epoch, args.epochs):
+                report(epoch)
+            totals.zero_()
     print(f"run directory: {run.root}")
     return run
 

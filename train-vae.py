@@ -13,7 +13,7 @@ SCRIPT = "train-vae.py"
 
 def parse(argv: list[str] | None = None):
     whole, positive = runs.number(int, 1), runs.number(float, 0, open_low=True)
-    parser = runs.Parser(__doc__.split("\n")[0])
+    parser = runs.Parser(__doc__.split("\n")[0], SCRIPT)
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", metavar="DIR", default="", help="folder with train.npy and test.npy")
     data.add_argument("--train", metavar="NPY", default="", help="training kernels, in place of data_dir's")
@@ -67,13 +67,12 @@ def main(argv: list[str] | None = None) -> runs.Run:
     args = parse(argv)
     # After the arguments, so that a mistake in them answers at once.
     import torch
-    from tqdm import trange
 
     import utils
     from models.flow import KernelFlow
     from models.vae import VAES
 
-    torch.manual_seed(args.seed)
+    utils.seed_all(args.seed)
     device = utils.pick_device(args.device)
     precision = utils.autocast(args.precision, device)
     train_file, test_file = args.train or Path(args.data_dir, "train.npy"), args.test or Path(args.data_dir, "test.npy")
@@ -86,12 +85,14 @@ def main(argv: list[str] | None = None) -> runs.Run:
         density = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
     elbo = utils.compiled(density.elbo, device) if args.compile else density.elbo
     optimizer = torch.optim.Adam(density.parameters(), lr=args.lr)
-    if args.resume_vae:
+    if args.resume_vae and not args.continue_run:
         utils.fill(density, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
-    if args.resume_opt:
+    if args.resume_opt and not args.continue_run:
         state = utils.load_file(args.resume_opt, "--resume_opt")
         utils.load_optimizer(optimizer, state, f"--resume_opt {args.resume_opt}")
-    run = runs.Run(SCRIPT, args)
+    totals = torch.zeros(3, device=device)  # ELBO, log-likelihood and KL of an epoch, summed on the device
+    run = runs.Run(SCRIPT, args, device)
+    run.track(**{f"{args.kind}_params": density}, opt_params=optimizer, totals=totals)
 
     @torch.no_grad()
     def evaluate() -> list[float]:
@@ -100,20 +101,21 @@ def main(argv: list[str] | None = None) -> runs.Run:
             terms = torch.stack([torch.stack(density.elbo(w)).sum(1) for w in test.split(args.test_bs)])
         return (terms.sum(0) / len(test)).tolist()
 
-    for epoch in trange(1, args.num_epochs + 1, desc="epochs", disable=None):
+    for epoch in run.epochs(args.num_epochs):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, epoch)
-        terms = torch.zeros(3, device=device)
-        for index in torch.randperm(len(train), device=device).split(args.batch_size):
+        for index in run.batches(len(train), args.batch_size):
             with precision:
                 batch = elbo(train[index])
+            means = torch.stack(batch).mean(1)
+            run.require_finite(**{"the log-likelihood is": means[1], "the KL is": means[2]})
             optimizer.zero_grad()
-            (-batch.elbo.mean()).backward()
+            (-means[0]).backward()
             optimizer.step()
-            terms += torch.stack(batch).detach().sum(1)
+            totals += means.detach() * len(index)
 
-        if epoch == 1 or epoch % args.eval_freq == 0 or epoch == args.num_epochs:
-            train_elbo, train_ll, train_kl = (terms / len(train)).tolist()
+        if run.due(epoch, args.num_epochs):
+            train_elbo, train_ll, train_kl = (totals / len(train)).tolist()
             test_elbo, test_ll, test_kl = evaluate()
             run.log(
                 epoch,
@@ -124,7 +126,8 @@ def main(argv: list[str] | None = None) -> runs.Run:
                 test_ll=test_ll,
                 test_kl=test_kl,
             )
-            run.save(**{f"{args.kind}_params": density.state_dict()}, opt_params=optimizer.state_dict())
+            run.export()
+        totals.zero_()
     print(f"run directory: {run.root}")
     return run
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import random
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -45,15 +47,15 @@ class DataSet(NamedTuple):
     def __getitem__(self, index) -> "DataSet":
         return DataSet(self.images[index], self.labels[index])
 
-    def batches(self, size: int, what: str, shuffle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (pixels as float in [0, 1], labels), shuffled by torch's global generator where asked.
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at these indices, with pixels as float in [0, 1], and their labels."""
+        return self.images[index].float().div_(255), self.labels[index]
 
-        A pass that takes seconds shows a progress bar named `what`.
-        """
-        n = len(self.labels)
-        order = torch.randperm(n, device=self.labels.device) if shuffle else torch.arange(n, device=self.labels.device)
+    def batches(self, size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """All in order, batch by batch; a pass that takes seconds shows a progress bar named `what`."""
+        order = torch.arange(len(self.labels), device=self.labels.device)
         for index in tqdm(order.split(size), desc=what, leave=False, delay=2, disable=None):
-            yield self.images[index].float().div_(255), self.labels[index]
+            yield self.batch(index)
 
 
 def pick_device(name: str) -> torch.device:
@@ -64,6 +66,13 @@ def pick_device(name: str) -> torch.device:
     if not there[name]:
         raise UserError(f"--device: found {name}, expected one of {', '.join(k for k, v in there.items() if v)} here")
     return torch.device(name)
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch's generators of every device, NumPy's and Python's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -222,10 +231,39 @@ def load_network_data(args, device: torch.device) -> tuple[DataSet, DataSet]:
 # --- files of tensors ---------------------------------------------------------------------------------------------
 
 
+def check_archive(path: str | Path) -> None:
+    """Raises ValueError where a zip archive unpacks to more than it holds, as none of torch's does."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if compressed or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise ValueError("it is compressed")
+
+
+def leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dicts, lists and tuples hold, each with the keys that lead to it."""
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else None
+    if items is None:
+        yield name, state
+    else:
+        for key, value in items:
+            yield from leaves(value, f"{name}.{key}" if name else str(key))
+
+
 def load_file(path: str | Path, what: str) -> dict[str, Any]:
-    """A dict saved by torch, loaded as data on the CPU. Raises UserError, which names the file as `what`."""
+    """A dict saved by torch, loaded as data on the CPU, its tensors dense. Raises UserError, which names the file."""
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in leaves(state):
+            # A tensor may claim more elements than the file holds numbers, and would be written out in full later.
+            if isinstance(value, Tensor) and (
+                value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+            ):
+                raise UserError(f"{what}: {path}: {name} is not a dense tensor")
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or error}, expected a state dict at {path}") from None
     except Exception:  # a damaged file fails in torch's reader in many ways, and none of them matters here
@@ -239,7 +277,7 @@ def load_state(path: str | Path, what: str) -> dict[str, Tensor]:
     """A network's state dict from a file, its tensors finite. Raises UserError, which names the file as `what`."""
     state = load_file(path, what)
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{what}: {path} holds {name!r}: {type(value).__name__}, expected names and dense tensors")
         if not torch.isfinite(value).all():
             raise UserError(f"{what}: {path}: {name} has values that are not finite")
@@ -283,6 +321,71 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], what
                     )
     except Exception as error:
         raise UserError(f"{what}: not an optimizer state of this network ({error})") from None
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def training_state(tracked: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the tracked modules, optimizers and tensors, and every random state."""
+    states = {name: thing if isinstance(thing, Tensor) else thing.state_dict() for name, thing in tracked.items()}
+    legacy = np.random.get_state()  # of the global generator: name, key, position, and a cached normal draw
+    return {
+        "states": states,
+        "random": {
+            "python": random.getstate(),
+            "numpy": (legacy[0], legacy[1].tolist(), *legacy[2:]),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        },
+    }
+
+
+def restore(
+    state: dict[str, Any], tracked: dict[str, Any], device: torch.device, what: str
+) -> tuple[int, int, int, Tensor | None]:
+    """Fill the tracked things and set every random state as `training_state` gave them.
+
+    Returns epochs, steps and log rows of the checkpoint, and the order of the training set that is left of the epoch.
+    Raises UserError, which names the file as `what`, where it is not a checkpoint of these things.
+    """
+    try:
+        epoch, step, rows, order = (state[key] for key in ("epoch", "step", "rows", "order"))
+        if not all(isinstance(n, int) and n >= 0 for n in (epoch, step, rows)):
+            raise ValueError(f"epoch {epoch!r}, step {step!r}, rows {rows!r}")
+        if state["states"].keys() != tracked.keys():
+            raise ValueError(f"found {', '.join(map(str, state['states']))}, expected {', '.join(tracked)}")
+        for name, thing in tracked.items():
+            value = state["states"][name]
+            if isinstance(thing, nn.Module):
+                fill(thing, value, f"{what}: {name}")
+            elif isinstance(thing, torch.optim.Optimizer):
+                load_optimizer(thing, value, f"{what}: {name}")
+            elif value.shape == thing.shape and value.dtype == thing.dtype:
+                thing.copy_(value)
+            else:
+                raise ValueError(f"{name} of shape {tuple(value.shape)}")
+        if order is not None:
+            order = order.to(device)
+            if order.ndim != 1 or order.dtype != torch.int64:
+                raise ValueError(f"order of shape {tuple(order.shape)} and {order.dtype}")
+        states = state["random"]
+        random.setstate(tuple(tuple(part) if isinstance(part, list) else part for part in states["python"]))
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state_all(states["cuda"])
+        if device.type == "mps":
+            torch.mps.set_rng_state(states["mps"])
+    except UserError:
+        raise
+    except Exception as error:  # what is missing or of another kind fails in many ways
+        raise UserError(f"{what}: not a checkpoint of this run ({error})") from None
+    return epoch, step, rows, order
+
+
+# --- VAEs and flows -----------------------------------------------------------------------------------------------
 
 
 def load_params(path: str | Path, kind: str, size: str, what: str) -> dict[str, Any]:
@@ -337,10 +440,11 @@ def load_flow(path: str | Path, device: torch.device | str = "cpu", what: str = 
 def load_kernels(path: str | Path, what: str, kernel_dim: int | None = None) -> Tensor:
     """Kernels (n, 1, k, k) in float32 from an npy file. Raises UserError, which names the file as `what`."""
     try:
-        kernels = np.load(path, allow_pickle=False)
+        # As a map of the file: its header may claim more than there is memory.
+        kernels = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or 'not an npy file'}, expected kernels at {path}") from None
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile):
+    except (ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile):
         raise UserError(f"{what}: {path} is not a plain npy file of numbers") from None
     k = kernel_dim or (kernels.shape[-1] if getattr(kernels, "ndim", 0) == 4 else "k")
     shape = getattr(kernels, "shape", None)
@@ -348,7 +452,7 @@ def load_kernels(path: str | Path, what: str, kernel_dim: int | None = None) -> 
         found = f"{shape} of {kernels.dtype}" if shape is not None else "an archive"
         raise UserError(f"{what}: {path} holds {found}, expected floats of shape (n, 1, {k}, {k}), n > 0")
     with np.errstate(over="ignore"):
-        kernels = np.ascontiguousarray(kernels, dtype=np.float32)
+        kernels = np.array(kernels, dtype=np.float32, order="C")
     if not np.isfinite(kernels).all():
         raise UserError(f"{what}: {path} has values that are not finite in float32")
     return torch.from_numpy(kernels)

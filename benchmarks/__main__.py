@@ -84,7 +84,7 @@ def step_row(quick: bool) -> Row:
     old = textbook.plain(net)
     vaes = [textbook.plain(vae(k, quick)) for k in (7, 5)]
     optimizer, old_optimizer = (torch.optim.Adam(x.parameters()) for x in (net, old))
-    x, y = next(images(50).batches(50, ""))
+    x, y = images(50).batch(slice(None))
 
     def ours():
         loss = 50 * F.cross_entropy(net(x), y) + kl(net)
@@ -138,8 +138,8 @@ def net_row(hid: tuple[int, int], n: int, quick: bool) -> Row:
     optimizer, old_optimizer = (torch.optim.Adam(x.parameters()) for x in (net, old))
 
     def ours():
-        for x, y in data.batches(256, "", shuffle=True):
-            textbook.net_step(net, optimizer, x, y)
+        for index in torch.randperm(n).split(256):
+            textbook.net_step(net, optimizer, *data.batch(index))
 
     images_ = textbook.Images(*data)
     return Row(

@@ -13,15 +13,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import tabulate
 from tqdm import tqdm
 
 from runs import ROOT, Parser, UserError, command, number, write_whole
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FCONV = ROOT / "data" / "fconv"
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
@@ -56,8 +56,13 @@ def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, flo
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def plot(logs: dict[str, list[dict[str, float]]]) -> plt.Figure:
+def plot(logs: dict[str, list[dict[str, float]]]) -> "Figure":
     """Test accuracy and NLL of the ensemble against epochs, one curve per prior."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     for axis, column, label in (
         (axes[0], f"ens[{ENS}]_test_acc", "test accuracy of the ensemble"),

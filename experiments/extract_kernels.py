@@ -9,20 +9,22 @@ without thresholds shows where the valley between pruned and structured kernels 
 
 import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-import utils
 from runs import Parser, UserError, command, number, write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BINS = 30
 BAR = 50  # characters of the longest bar
 TEST_SHARE = 0.2
 
 
-def text_histogram(norms: np.ndarray) -> str:
+def text_histogram(norms: "np.ndarray") -> str:
     """Norms counted in logarithmic bins, one line each: lower edge, count, bar (length by the count's square root)."""
+    import numpy as np
+
     edges = np.geomspace(max(norms.min(), 1e-6), max(norms.max(), 1e-5) * 1.0001, BINS + 1)
     counts, edges = np.histogram(np.maximum(norms, edges[0]), edges)
     scale = BAR / np.sqrt(counts.max())
@@ -56,6 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     models = find_models(args.runs)
+    # After the arguments, so that a mistake in them answers at once.
+    import numpy as np
+    import torch
+
+    import utils
+
     networks = [utils.get_kernels(utils.load_state(model, f"--runs {model}")) for model in models]
     data_sets = {}
     for k in (7, 5):

@@ -9,80 +9,50 @@ reconstructions.png, samples.png, kl.png and kl.csv.
 
 import csv
 import io
+import math
+import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-import numpy as np
-import torch
-
-import utils
-from experiments.plot_kernels import COLORS, kernel_image
-from models.priors import DeepWeightPrior, NormalPrior
 from runs import ROOT, Parser, UserError, command, number, write_whole
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    import torch
 
-VARIANCES = np.logspace(-6, 0, 13)
-COLUMNS = 16  # kernels in a row of the pictures
+    from models.vae import KernelVAE
 
-
-def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
-    """Rows of kernels (n, 1, k, k) by name, each kernel on its own scale."""
-    figure, axes = plt.subplots(
-        len(rows), COLUMNS, figsize=(0.55 * COLUMNS + 1.5, 0.6 * len(rows) + 0.6), squeeze=False
-    )
-    for line, (name, kernels) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.axis("off")
-        for axis, kernel in zip(line, kernels, strict=False):
-            axis.imshow(kernel_image(kernel), cmap=COLORS, vmin=-1, vmax=1)
-        line[0].text(-0.3, 0.5, name, ha="right", va="center", transform=line[0].transAxes)
-    figure.suptitle(title)
-    return figure
+VARIANCES = [10 ** (i / 2) for i in range(-12, 1)]
 
 
-def noise_like(kernels: torch.Tensor) -> torch.Tensor:
+def noise_like(kernels: "torch.Tensor") -> "torch.Tensor":
     """Gaussian noise in the shape (n, 1, k, k) of the kernels, each with the norm of its kernel."""
+    import torch
+
     noise = torch.randn_like(kernels)
     return noise * (kernels.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
 
 
-@torch.no_grad()
-def kl_rows(vae, kernels: torch.Tensor, samples: int) -> list[dict[str, float | str]]:
+def kl_rows(vae: "KernelVAE", kernels: "torch.Tensor", samples: int) -> list[dict[str, float | str]]:
     """Mean KL in nats per kernel under both priors, with the standard error of the first over `samples` draws."""
+    import torch
+
+    from models.priors import DeepWeightPrior, NormalPrior
+
     rows = []
     for what, w in (("real", kernels), ("noise", noise_like(kernels))):
         for variance in VARIANCES:
-            log_variance = torch.full_like(w, float(np.log(variance)))
+            log_variance = torch.full_like(w, math.log(variance))
             draws = [DeepWeightPrior(vae).kl(w, log_variance).item() / len(w) for _ in range(samples)]
             rows.append(
                 {
                     "kernels": what,
-                    "posterior_variance": float(variance),
-                    "kl_dwp": float(np.mean(draws)),
-                    "kl_dwp_error": float(np.std(draws, ddof=1) / np.sqrt(samples)),
+                    "posterior_variance": variance,
+                    "kl_dwp": statistics.fmean(draws),
+                    "kl_dwp_error": statistics.stdev(draws) / math.sqrt(samples),
                     "kl_normal": NormalPrior().kl(w, log_variance).item() / len(w),
                 }
             )
     return rows
-
-
-def plot_kl(rows: list[dict[str, float | str]]) -> plt.Figure:
-    """KL against the posterior's variance: color for the prior, line for the kind of kernels."""
-    figure, axis = plt.subplots(figsize=(6.5, 4))
-    for prior, label, color in (("kl_dwp", "deep weight prior", "C0"), ("kl_normal", "N(0, 1)", "C1")):
-        for what, line in (("real", "-"), ("noise", ":")):
-            mine = [row for row in rows if row["kernels"] == what]
-            x, y = [row["posterior_variance"] for row in mine], [row[prior] for row in mine]
-            axis.plot(x, y, line, color=color, label=f"{label}, {what} kernels")
-    axis.set(xscale="log", xlabel="posterior variance of each weight", ylabel="KL, nats per kernel")
-    # Far from any kernel the encoder extrapolates and the bound is astronomical.
-    axis.set_ylim(0, 1.2 * max(row["kl_normal"] for row in rows))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.tight_layout()
-    return figure
 
 
 @command
@@ -95,6 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=number(int, 2), default=10, help="draws per KL of the deep weight prior")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of every random number")
     args = parser.parse_args(argv)
+    # After the arguments, so that a mistake in them answers at once.
+    import torch
+
+    import utils
+    from experiments.plots import COLUMNS, plot_kl, plot_rows
 
     vae = utils.load_vae(args.vae, what="--vae").double()  # the bound overflows float32 at large variances
     kernels = utils.load_kernels(args.data / "test.npy", "--data", vae.kernel_dim).double()
@@ -106,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad():
         reconstructions = vae.decode(vae.encode(shown)[0])[0]
         samples, means = vae.sample(COLUMNS), vae.sample_means(COLUMNS)
-    rows = kl_rows(vae, kernels, args.samples)
+        rows = kl_rows(vae, kernels, args.samples)
 
     k = vae.kernel_dim
     figures = {

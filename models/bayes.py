@@ -148,6 +148,11 @@ def sample_outputs(layers: Sequence[nn.Module], x: Tensor, samples: int) -> Iter
         yield x
 
 
+def kl_terms(net: nn.Module) -> dict[str, Tensor]:
+    """KL(q || prior) of each Bayesian layer by its name in the network, each a differentiable scalar in nats."""
+    return {name: module.kl() for name, module in net.named_modules() if isinstance(module, BayesLayer)}
+
+
 def kl(net: nn.Module) -> Tensor:
     """KL(q || prior) summed over all Bayesian layers, a differentiable scalar in nats."""
-    return sum(layer.kl() for layer in bayesian_layers(net))
+    return sum(kl_terms(net).values())

@@ -1,0 +1,86 @@
+"""The pictures of kernels and their VAEs."""
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+COLORS = "RdBu_r"
+LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
+LATENT_STEPS = 7
+COLUMNS = 16  # kernels in a row of `plot_rows`
+
+
+def kernel_image(kernel: torch.Tensor) -> np.ndarray:
+    """A kernel (1, k, k) as (k, k), scaled so that its largest weight is 1 in absolute value and zero stays zero."""
+    return (kernel[0] / kernel.abs().max().clamp_min(1e-12)).numpy()
+
+
+def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> plt.Figure:
+    """Kernels drawn at random from (n, 1, k, k), each on its own scale."""
+    figure, axes = plt.subplots(rows, columns, figsize=(0.5 * columns, 0.5 * rows + 0.5))
+    drawn = np.random.default_rng(seed).permutation(len(kernels))
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(drawn):
+            axis.imshow(kernel_image(kernels[drawn[i]]), cmap=COLORS, vmin=-1, vmax=1)
+    k = kernels.shape[-1]
+    figure.suptitle(f"{min(rows * columns, len(kernels))} of {len(kernels)} source kernels, {k}x{k}; red > 0, blue < 0")
+    return figure
+
+
+@torch.no_grad()
+def plot_latent_space(vae, kernels: torch.Tensor) -> plt.Figure:
+    """Posterior means of the kernels in a 2-D latent space, and decoder means at a grid of codes over it."""
+    means = vae.encode(kernels)[0].flatten(1).numpy()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5))
+    left.scatter(*means.T, s=8, alpha=0.5, c=kernels.flatten(1).norm(dim=1), cmap="viridis")
+    left.set(title=f"mean of r(z|w) of {len(kernels)} test kernels (color: norm)", xlabel="z1", ylabel="z2")
+    ticks = np.linspace(-LATENT_RANGE, LATENT_RANGE, LATENT_STEPS)
+    for z1 in ticks:
+        for z2 in ticks:
+            mean = vae.decode(torch.tensor([z1, z2]).float().view(1, 2, 1, 1))[0][0]
+            picture = plt.get_cmap(COLORS)(0.5 + 0.5 * kernel_image(mean))
+            right.add_artist(
+                AnnotationBbox(OffsetImage(picture, zoom=5, interpolation="nearest"), (z1, z2), frameon=False)
+            )
+    right.set(title="decoder mean at these codes", xlabel="z1", ylabel="z2")
+    for axis in (left, right):
+        axis.set(xlim=(-1.2 * LATENT_RANGE, 1.2 * LATENT_RANGE), ylim=(-1.2 * LATENT_RANGE, 1.2 * LATENT_RANGE))
+    figure.tight_layout()
+    return figure
+
+
+def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
+    """Rows of kernels (n, 1, k, k) by name, each kernel on its own scale."""
+    figure, axes = plt.subplots(
+        len(rows), COLUMNS, figsize=(0.55 * COLUMNS + 1.5, 0.6 * len(rows) + 0.6), squeeze=False
+    )
+    for line, (name, kernels) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, kernel in zip(line, kernels, strict=False):
+            axis.imshow(kernel_image(kernel), cmap=COLORS, vmin=-1, vmax=1)
+        line[0].text(-0.3, 0.5, name, ha="right", va="center", transform=line[0].transAxes)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_kl(rows: list[dict[str, float | str]]) -> plt.Figure:
+    """KL against the posterior's variance: color for the prior, line for the kind of kernels."""
+    figure, axis = plt.subplots(figsize=(6.5, 4))
+    for prior, label, color in (("kl_dwp", "deep weight prior", "C0"), ("kl_normal", "N(0, 1)", "C1")):
+        for what, line in (("real", "-"), ("noise", ":")):
+            mine = [row for row in rows if row["kernels"] == what]
+            x, y = [row["posterior_variance"] for row in mine], [row[prior] for row in mine]
+            axis.plot(x, y, line, color=color, label=f"{label}, {what} kernels")
+    axis.set(xscale="log", xlabel="posterior variance of each weight", ylabel="KL, nats per kernel")
+    # Far from any kernel the encoder extrapolates and the bound is astronomical.
+    axis.set_ylim(0, 1.2 * max(row["kl_normal"] for row in rows))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    return figure
