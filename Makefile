@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 # A folder of data sets that is already there can be named with DATA_ROOT.
 export DATA_ROOT ?= $(CURDIR)/data
 
-.PHONY: demo test lint figures
+.PHONY: demo test soak lint figures
 
 $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.x")'
@@ -19,6 +19,9 @@ demo: $(VENV)/installed  ## the deep weight prior against a standard normal one,
 test: lint  ## the whole suite
 	-$(PY) data/prepare_mnist.py
 	$(PY) -m pytest -q
+
+soak: $(VENV)/installed  ## 30 kills of each script; the last result is in tests/README.md
+	DWP_KILLS=30 $(PY) -m pytest -q tests/test_runs.py -k killed --durations=3
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,6 @@
 """The three commands and the experiments, end to end on small data in the true formats."""
 
 import csv
-import os
 import subprocess
 import sys
 
@@ -13,7 +12,6 @@ from sklearn.model_selection import train_test_split
 
 import runs
 import utils
-from data.prepare_mnist import idx_bytes
 from experiments import extract_kernels, plot_kernels, vae_stats
 from models.configs import VAE_KERNEL_SIZES
 from models.fconv import FConv
@@ -270,150 +268,6 @@ def test_vae_learning_rate(script, epoch, step, expected):
     decay = ["--lr_decay_step", str(step), "--decay", "0.3"] if step else []
     args = module.parse(["--kernel_dim", "5", "--data_dir", "x", "--num_epochs", "10", "--lr", "1", *decay])
     assert module.learning_rate(args, epoch) == pytest.approx(expected)
-
-
-VAE_ARGS = ["--kernel_dim", "5", "--train", "x.npy", "--test", "x.npy"]
-MISTAKES = [
-    ("train-bnn.py", ["--nope", "1"], "--nope"),
-    ("train-bnn.py", ["--epochs", "-3"], "at least 1"),
-    ("train-bnn.py", ["--lr", "nan"], "--lr"),
-    ("train-bnn.py", ["--prior", "nope"], "nope"),
-    ("train-bnn.py", ["--prior_list", "sn"], "--prior_list: found 1"),
-    ("train-bnn.py", ["--prior_list", "vae", "vae"], "--vae_list"),
-    ("train-bnn.py", ["--prior_list", "sn", "sn", "--net_cfg", "bayes-1-0"], "deterministic"),
-    ("train-bnn.py", ["--vae_list", "nowhere", "nowhere", "--prior", "vae", *SMALL], "nowhere"),
-    ("train-bnn.py", ["--net_cfg", "vanilla"], "--net_cfg"),
-    ("train-bnn.py", [*SMALL, "--num_examples", "5"], "--num_examples: found 5"),
-    ("train-bnn.py", [*SMALL, "--num_examples", "500"], "--num_examples: found 500"),
-    ("train-bnn.py", [*SMALL, "--resume", "nowhere"], "--resume"),
-    ("train-bnn.py", [*SMALL, "--n_classes", "4"], "--n_classes: found 4"),
-    ("train-bnn.py", ["--config", "nowhere.yaml"], "nowhere.yaml"),
-    ("train-bnn.py", ["--prior_list", "vae", "vae", "vae", "--vae_list", "a", "b"], "--prior_list: found 3"),
-    ("train-bnn.py", ["--bs", "1" + "0" * 20], "--bs"),
-    ("train-net.py", ["--hid_dim", "3"], "--hid_dim: found 1"),
-    ("train-net.py", ["--init_list", "vae", "vae", "vae"], "--init_list: found 3"),
-    ("train-net.py", ["--init_list", "pretrained", "vae"], "alone"),
-    ("train-net.py", ["--pretrained", "x"], "--pretrained"),
-    ("train-net.py", ["--net_cfg", "vanilla-do"], "--do: found 0"),
-    ("train-net.py", ["--fastconv", "2"], "--fastconv"),
-    ("train-net.py", ["--decrease_from", "100"], "--decrease_from"),
-    ("train-vae.py", ["--kernel_dim", "6"], "--kernel_dim: found 6"),
-    ("train-vae.py", ["--kernel_dim", "5"], "--data_dir"),
-    ("train-vae.py", VAE_ARGS, "--train"),
-    ("train-vae.py", [*VAE_ARGS, "--var", "-1"], "--var"),
-]
-
-
-@pytest.mark.parametrize("name, argv, expected", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_2(script, sandbox, capsys, name, argv, expected):
-    with pytest.raises(SystemExit) as stop:
-        script(name).main(argv)
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and expected in err and len(err.splitlines()) == 1
-    assert not (sandbox / "logs").exists()
-
-
-def test_a_folder_that_cannot_be_made(script, sandbox, monkeypatch, capsys):
-    (sandbox / "file").write_text("")
-    monkeypatch.setenv("DWP_PATH", str(sandbox / "file"))
-    with pytest.raises(SystemExit):
-        script("train-net.py").main(SMALL)
-    assert "DWP_PATH: cannot make a run directory" in capsys.readouterr().err
-
-
-def bad_kernels():
-    good = np.zeros((10, 1, 5, 5), np.float32)
-    yield "nan", np.where(good == 0, np.nan, good), "not finite"
-    yield "rank", good[:, 0], "(10, 5, 5)"
-    yield "size", np.zeros((10, 1, 7, 7), np.float32), "(10, 1, 7, 7)"
-    yield "kind", good.astype(np.int64), "int64"
-    yield "empty", good[:0], "(0, 1, 5, 5)"
-    yield "large", good.astype(np.float64) + 1e300, "not finite in float32"
-    yield "object", np.array([{}], dtype=object), "not a plain npy"
-
-
-@pytest.mark.parametrize("what, array, expected", list(bad_kernels()), ids=lambda value: str(value)[:8])
-def test_bad_kernels_are_refused(script, sandbox, capsys, what, array, expected):
-    np.save(sandbox / "x.npy", array, allow_pickle=True)
-    with pytest.raises(SystemExit):
-        script("train-vae.py").main(["--kernel_dim", "5", "--train", str(sandbox / "x.npy"), "--test", "x"])
-    assert expected in capsys.readouterr().err
-
-
-HEADLESS_NPY = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': "
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", HEADLESS_NPY], ids=["empty", "zip", "truncated"])
-def test_damaged_files_are_refused(script, sandbox, capsys, vae_folder, content):
-    folder = vae_folder(7)
-    for argv, file in (
-        (["train-vae.py", "--kernel_dim", "5", "--train", "{}", "--test", "x"], sandbox / "x.npy"),
-        (["train-bnn.py", *SMALL, "--init_list", "vae", "--vae_list", folder], sandbox / "vae7x7" / "vae_params.torch"),
-        (["train-bnn.py", *SMALL, "--init_list", "pretrained", "--pretrained", "{}"], sandbox / "model.torch"),
-        (["train-bnn.py", "--config", "{}"], sandbox / "params.yaml"),
-    ):
-        file.write_bytes(content)
-        with pytest.raises(SystemExit) as stop:
-            script(argv[0]).main([word.format(file) for word in argv[1:]])
-        err = capsys.readouterr().err
-        assert stop.value.code == 2 and file.name in err and len(err.splitlines()) == 1
-    assert not (sandbox / "logs").exists()
-
-
-def test_states_of_other_networks_are_refused(script, sandbox, capsys):
-    run = script("train-net.py").main([*SMALL, "--epochs", "1"])
-    model = torch.load(run.root / "model.torch", weights_only=True)
-    states = {
-        "shape": {**model, "features.conv2.weight": torch.zeros(4, 3, 3, 3)},
-        "missing": {name: value for name, value in model.items() if name != "classifier.bias"},
-        "dense tensors": {**model, "classifier.bias": 3},
-        "names": {**model, 5: torch.zeros(1)},
-        "not finite": {**model, "classifier.bias": torch.full((10,), torch.nan)},
-    }
-    pretrained = sandbox / "state.torch"
-    for expected, state in states.items():
-        torch.save(state, pretrained)
-        with pytest.raises(SystemExit):
-            script("train-net.py").main([*SMALL, "--init_list", "pretrained", "--pretrained", str(pretrained)])
-        assert expected in capsys.readouterr().err
-    torch.save(states["not finite"], run.root / "model.torch")
-    with pytest.raises(SystemExit):
-        extract_kernels.main(["--runs", str(run.root), "--out", str(sandbox / "out"), "--min_norm_7x7", "0"])
-    assert "not finite" in capsys.readouterr().err and not (sandbox / "out").exists()
-
-    torch.save(model, run.root / "model.torch")
-    opt = torch.load(run.root / "opt.torch", weights_only=True)
-    opt["state"][0]["exp_avg"] = torch.zeros(2, 1, 7, 7)
-    torch.save(opt, run.root / "opt.torch")
-    with pytest.raises(SystemExit):
-        script("train-net.py").main([*SMALL, "--resume", str(run.root)])
-    assert "opt.torch" in capsys.readouterr().err
-    assert len(list(run.root.parent.iterdir())) == 1
-
-
-def test_images_of_another_size_are_refused(script, sandbox, capsys):
-    raw = sandbox / "data" / "not-mnist" / "MNIST" / "raw"
-    (raw / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros((60, 32, 32))))
-    with pytest.raises(SystemExit):
-        script("train-net.py").main(SMALL)
-    assert "(1, 28, 28)" in capsys.readouterr().err and not (sandbox / "logs").exists()
-
-
-def test_a_vae_of_the_wrong_size_or_that_runs_code_is_refused(script, sandbox, capsys, vae_folder):
-    small, large = vae_folder(5), vae_folder(7)
-    with pytest.raises(SystemExit):
-        script("train-bnn.py").main([*SMALL, "--vae_list", small, large, "--prior", "vae"])
-    assert "expected 7x7 for conv 1" in capsys.readouterr().err
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(sandbox / "evil"),)
-
-    torch.save({"x": Evil()}, sandbox / "vae5x5" / "vae_params.torch")
-    with pytest.raises(SystemExit):
-        script("train-bnn.py").main([*SMALL, "--vae_list", large, small, "--prior", "vae"])
-    assert "cannot be loaded as data" in capsys.readouterr().err
-    assert not (sandbox / "evil").exists() and not (sandbox / "logs").exists()
 
 
 def test_as_processes(sandbox):
