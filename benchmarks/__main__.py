@@ -2,24 +2,27 @@
 
     python -m benchmarks [--quick] [--rows WORD ...] [--repeats 5]
 
-Prints a table of medians with the speed-up and the peak memory of either side (its own process, above what is resident
-before). `--quick` runs everything once on tiny sizes, to see that it runs; its times mean nothing.
+Prints a table of medians with the speed-up, and the peak memory of either side: of one call in a process of its own,
+above what is resident before (Linux). Then the rates of the exact KL and of this machine. `--quick` runs everything
+once on tiny sizes, to see that it runs; its times mean nothing.
 """
 
 import argparse
+import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import tabulate
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks import textbook
@@ -28,9 +31,10 @@ from models.fconv import FConv
 from models.priors import DeepWeightPrior
 from models.vae import VAES
 from runs import Parser, UserError, command, number
-from utils import DataSet
+from utils import DataSet, autocast
 
 ENS = 10
+CPU = torch.device("cpu")
 
 
 class Row(NamedTuple):
@@ -64,16 +68,22 @@ def images(n: int) -> DataSet:
     return DataSet(pixels, torch.randint(10, (n,), generator=generator))
 
 
-def kl_row(k: int, quick: bool, kl_kernels: int = 0) -> Row:
+def kl_row(k: int, quick: bool, kl_kernels: int = 0, precision: str = "fp32") -> Row:
     """Value and gradients of a layer's KL."""
     layer = getattr(bnn(quick, kl_kernels).features, f"conv{1 if k == 7 else 2}")
     plain = textbook.plain(vae(k, quick))
     parameters = [layer.mean.weight, layer.var["weight"]]
     n = layer.mean.weight.shape[0] * layer.mean.weight.shape[1]
-    name = f"KL of {n} {k}x{k} kernels" + (f", {kl_kernels} drawn" if kl_kernels else "")
+    options = f", {kl_kernels} drawn" if kl_kernels else f", {precision}"
+
+    def ours():
+        with autocast(precision, CPU):
+            value = layer.kl()
+        return torch.autograd.grad(value, parameters)
+
     return Row(
-        name,
-        lambda: torch.autograd.grad(layer.kl(), parameters),
+        f"KL of {n} {k}x{k} kernels{options}",
+        ours,
         lambda: torch.autograd.grad(textbook.layer_kl(layer, plain), parameters),
     )
 
@@ -130,7 +140,7 @@ def vae_row(k: int, n: int, quick: bool) -> Row:
     return Row(f"VAE epoch, {n} {k}x{k} kernels", ours, lambda: textbook.vae_epoch(old, old_optimizer, kernels))
 
 
-def net_row(hid: tuple[int, int], n: int, quick: bool) -> Row:
+def net_row(hid: tuple[int, int], n: int, quick: bool, precision: str = "fp32") -> Row:
     """A pass of train-net.py over n images in batches of 256."""
     hid, n = ((2, 4), 300) if quick else (hid, n)
     net, data = FConv("vanilla", hid), images(n)
@@ -139,11 +149,18 @@ def net_row(hid: tuple[int, int], n: int, quick: bool) -> Row:
 
     def ours():
         for index in torch.randperm(n).split(256):
-            textbook.net_step(net, optimizer, *data.batch(index))
+            x, y = data.batch(index)
+            with autocast(precision, CPU):
+                loss = F.cross_entropy(net(x), y) + 0.001 * sum(p.square().sum() for p in net.features.parameters())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
     images_ = textbook.Images(*data)
     return Row(
-        f"source network {hid[0]}/{hid[1]}, {n} images", ours, lambda: textbook.net_epoch(old, old_optimizer, images_)
+        f"source network {hid[0]}/{hid[1]}, {n} images, {precision}",
+        ours,
+        lambda: textbook.net_epoch(old, old_optimizer, images_),
     )
 
 
@@ -151,12 +168,13 @@ def net_row(hid: tuple[int, int], n: int, quick: bool) -> Row:
 ROWS: list[Callable[[bool], Row]] = [
     lambda quick: kl_row(7, quick),
     lambda quick: kl_row(5, quick),
+    lambda quick: kl_row(5, quick, precision="bf16"),
     lambda quick: kl_row(5, quick, 4 if quick else 512),
     step_row,
     evaluation_row,
     lambda quick: vae_row(7, 64 if quick else 1769, quick),
     lambda quick: vae_row(5, 64 if quick else 8192, quick),
-    lambda quick: net_row((256, 512), 256, quick),
+    lambda quick: net_row((256, 512), 256, quick, "bf16"),
     lambda quick: net_row((16, 32), 60000, quick),
 ]
 
@@ -174,10 +192,52 @@ def peak_memory(row: int, side: str, quick: bool) -> float:
     return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def resident() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+def status(field: str) -> float:
+    """A memory size of this process in MB, from Linux's table of it; NaN elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return math.nan
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def added_memory(function: Callable[[], object]) -> float:
+    """MB that a call adds to the resident memory at its peak; NaN where the system does not say."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:
+        return math.nan
+    before = status("VmRSS")
+    function()
+    return status("VmHWM") - before
+
+
+def rates(quick: bool) -> dict[str, float]:
+    """GFLOP/s of the exact KL of conv2, and of a large convolution and matrix product on this machine."""
+    row = kl_row(5, quick)
+    size = 64 if quick else 2048
+    a, b = torch.rand(2, size, size)
+    # As many channels as the VAE has, on maps large enough that borders and calls do not count.
+    shape = (2, 128, 8, 8) if quick else (32, 128, 32, 32)
+    x = torch.rand(shape).to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.rand(128, 128, 3, 3).to(memory_format=torch.channels_last)
+
+    def conv():
+        y = F.conv2d(x, weight, padding=1)
+        torch.autograd.grad(y, x, y)
+
+    work = {
+        "KL of 4,096 5x5 kernels": row.ours,
+        "convolution 128 to 128, 3x3": conv,
+        "product of 2,048^2": lambda: a @ b,
+    }
+    found = {}
+    for name, function in work.items():
+        with FlopCounterMode(display=False) as counter:
+            function()
+        times = [seconds(function) for _ in range(1 if quick else 7)]
+        found[name] = counter.get_total_flops() / statistics.median(times) / 1e9
+    return found
 
 
 @command
@@ -190,9 +250,7 @@ def main(argv: list[str] | None = None) -> list[list]:
     args = parser.parse_args(argv)
     if args.peak:
         row = ROWS[int(args.peak[0])](args.quick)
-        before = resident()
-        getattr(row, args.peak[1])()
-        print(max(0.0, resident() - before))
+        print(added_memory(getattr(row, args.peak[1])))
         return []
     rows = {i: make(args.quick) for i, make in enumerate(ROWS)}
     rows = {i: row for i, row in rows.items() if not args.rows or any(word in row.name for word in args.rows)}
@@ -211,6 +269,10 @@ def main(argv: list[str] | None = None) -> list[list]:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, {os.cpu_count()} CPUs")
     headers = ["", "textbook, s", "ours, s", "times faster", "textbook, MB", "ours, MB"]
     print(tabulate.tabulate(table, headers, tablefmt="github", floatfmt=("", ".4f", ".4f", ".1f", ".0f", ".0f")))
+    kl_rate, conv_rate, product_rate = rates(args.quick).values()
+    print(f"\nfp32 GFLOP/s: exact KL of conv2 {kl_rate:.0f}")
+    print(f"a large convolution {conv_rate:.0f}, of which the KL reaches {kl_rate / conv_rate:.0%}")
+    print(f"a large matrix product {product_rate:.0f}, of which the KL reaches {kl_rate / product_rate:.0%}")
     return table
 
 

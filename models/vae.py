@@ -83,7 +83,9 @@ class Encoder(nn.Module):
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         h = self.features(w)
-        return self.fc_mu(h), F.softplus(getattr(self, self.variance_head)(h))
+        mean, variance = self.fc_mu(h), getattr(self, self.variance_head)(h)
+        # Back from the lower precision that the convolutions may have been in: what follows sums and takes logs.
+        return mean.to(w.dtype), F.softplus(variance.to(w.dtype))
 
 
 class Decoder(nn.Module):
@@ -98,8 +100,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         h = self.decoder(z)
-        mean = self.fc_mu(h)
-        variance = F.softplus(self.fc_var(h)) if self.var == "train" else torch.full_like(mean, self.var)
+        mean = self.fc_mu(h).to(z.dtype)
+        variance = F.softplus(self.fc_var(h).to(z.dtype)) if self.var == "train" else torch.full_like(mean, self.var)
         return mean, variance
 
 

@@ -1,6 +1,7 @@
 """The three commands and the experiments, end to end on small data in the true formats."""
 
 import csv
+import shutil
 import subprocess
 import sys
 
@@ -292,3 +293,50 @@ def test_same_seed_same_numbers(script, sandbox, vae_folder):
     assert [{k: v for k, v in row.items() if k != "sec"} for row in a] == [
         {k: v for k, v in row.items() if k != "sec"} for row in b
     ]
+
+
+@pytest.mark.parametrize("name", ["train-net.py", "train-bnn.py", "train-vae.py"])
+def test_precision(script, sandbox, vae_folder, monkeypatch, capsys, name):
+    """In bfloat16 the numbers are near those of float32, and not the same; without it in the device it is refused."""
+    kernels = np.random.default_rng(0).standard_normal((300, 1, 5, 5)).astype(np.float32)
+    np.save(sandbox / "x.npy", kernels)
+    files = ["--train", str(sandbox / "x.npy"), "--test", str(sandbox / "x.npy")]
+    argv = {
+        "train-net.py": [*SMALL, "--l2", "0.01"],
+        "train-bnn.py": [*SMALL, *lists(vae_folder, "vae"), "--ens", "3"],
+        "train-vae.py": ["--kernel_dim", "5", "--num_epochs", "2", *files],
+    }[name]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": False}, raising=False)
+    full, half = (script(name).main([*argv, "--precision", p]).rows[-1] for p in ("fp32", "bf16"))
+    column = {"train-net.py": "loss", "train-bnn.py": "train_loss", "train-vae.py": "train_elbo"}[name]
+    assert half[column] == pytest.approx(full[column], rel=0.02) and half[column] != full[column]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    with pytest.raises(SystemExit):
+        script(name).main([*argv, "--device", "cpu", "--precision", "bf16"])
+    assert "--precision: found bf16, expected fp32" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_compile(script, sandbox):
+    """The compiled step trains as the other: the same first loss, but for rounding."""
+    plain, compiled = (
+        script("train-net.py").main([*SMALL, "--epochs", "1", "--bs", "30", "--compile", c]) for c in ("0", "1")
+    )
+    for column in ("loss", "test_nll"):
+        assert compiled.rows[-1][column] == pytest.approx(plain.rows[-1][column], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["train-net.py", "train-vae.py"])
+def test_compile_without_a_compiler(script, sandbox, monkeypatch, capsys, name):
+    def no_compiler(function):
+        raise RuntimeError("no compiler\nand more lines")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    argv = SMALL if name == "train-net.py" else ["--kernel_dim", "5", "--data_dir", str(sandbox)]
+    for part in ("train", "test"):
+        np.save(sandbox / f"{part}.npy", np.ones((300, 1, 5, 5), np.float32))
+    with pytest.raises(SystemExit):
+        script(name).main([*argv, "--compile", "1"])
+    err = capsys.readouterr().err
+    assert "--compile: found 1, expected 0: torch.compile does not work here (no compiler)" in err
+    assert not (sandbox / "logs").exists()

@@ -112,6 +112,27 @@ def test_elu_is_torchs_in_value_and_gradient():
     assert torch.autograd.gradcheck(ELU(), torch.randn(50, dtype=torch.double, requires_grad=True))
 
 
+@pytest.mark.parametrize("k", LAYERS)
+@pytest.mark.parametrize("precision, value_error, gradient_error", [("fp32", 1e-5, 1e-4), ("bf16", 5e-3, 2e-2)])
+def test_precision_of_the_dwp_kl(k, precision, value_error, gradient_error):
+    """Value and gradients against the formula's in float64; several blocks, and a last one that is not full."""
+    layer = dwp_layer(k, channels=(20, 30))
+    state = vae_state(layer.prior)
+    parameters = [layer.mean.weight, layer.var["weight"]]
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        value = layer.kl()
+    found = torch.autograd.grad(value, parameters)
+    torch.manual_seed(1)
+    doubles = [p.detach().reshape(-1, 1, k, k).double().requires_grad_() for p in parameters]
+    noise = [(torch.randn(n, 1, k, k), torch.randn(n, 2, 1, 1)) for n in (512, 88)]
+    eps_w, eps_z = (torch.cat(parts) for parts in zip(*noise, strict=True))
+    expected = reference_dwp_kl(state, k, *doubles, eps_w, eps_z)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(expected.item(), rel=value_error)
+    for gradient, true in zip(found, torch.autograd.grad(expected, doubles), strict=True):
+        assert (gradient.view_as(true) - true).norm() < gradient_error * true.norm()
+
+
 def test_dwp_kl_with_published_vaes(published):
     for k in (7, 5):
         vae = utils.load_vae(published / f"vae{k}x{k}")

@@ -1,0 +1,86 @@
+"""The exact KL's time and memory from 10^3 to 10^6 kernels: a table and benchmarks/growth.png.
+
+python -m benchmarks.growth [--most 1000000]
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tabulate
+from tqdm import tqdm
+
+from runs import Parser, command, number, write_whole
+
+SIDES = ("textbook", "ours")
+
+
+def measure(side: str, n: int) -> tuple[float, float]:
+    """Seconds and added MB at the peak of value and gradients of the KL of n 5x5 kernels, in a process of its own."""
+    argv = [sys.executable, "-m", "benchmarks.growth", "--measure", side, str(n)]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    time, memory = map(float, done.stdout.split()[-2:])
+    return time, memory
+
+
+@command
+def main(argv: list[str] | None = None) -> list[list[float]]:
+    parser = Parser(__doc__)
+    parser.add_argument("--most", type=number(int, 1000), default=10**6, help="kernels at the end of the curve")
+    parser.add_argument(
+        "--most_textbook", type=number(int, 1000), default=10**5, help="the same for the textbook's, which takes GBs"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "growth.png", help="the picture")
+    parser.add_argument("--measure", nargs=2, default=[], help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.measure:
+        import torch
+
+        from benchmarks.__main__ import added_memory, seconds, vae
+        from benchmarks.textbook import dwp_kl, plain
+        from models.priors import DeepWeightPrior
+
+        side, n = args.measure[0], int(args.measure[1])
+        model = vae(5, quick=False)
+        mean, log_variance = torch.zeros(n, 1, 5, 5), torch.full((n, 1, 5, 5), -8.0)
+        parameters = [mean.requires_grad_(), log_variance.requires_grad_()]
+        old = plain(model)
+        kl = {"ours": DeepWeightPrior(model).kl, "textbook": lambda *q: dwp_kl(old, *q)}[side]
+        kl(mean[:512], log_variance[:512])  # libraries are loaded, threads are started
+        time = []
+        memory = added_memory(
+            lambda: time.append(seconds(lambda: torch.autograd.grad(kl(mean, log_variance), parameters)))
+        )
+        print(time[0], memory)
+        return []
+
+    counts = [int(n) for n in np.geomspace(1000, args.most, 2 * round(np.log10(args.most / 1000)) + 1)]
+    jobs = [(n, side) for n in counts for side in SIDES if side == "ours" or n <= args.most_textbook]
+    table = [[n, side, *measure(side, n)] for n, side in tqdm(jobs, desc="sizes", disable=None)]
+    print(tabulate.tabulate(table, ["5x5 kernels", "", "seconds", "MB added at the peak"], floatfmt=".3g"))
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    for axis, column, label in ((axes[0], 2, "seconds"), (axes[1], 3, "MB added at the peak")):
+        for side in SIDES:
+            rows = [row for row in table if row[1] == side]
+            axis.plot([row[0] for row in rows], [row[column] for row in rows], marker="o", label=side)
+        axis.set(xscale="log", yscale="log", xlabel="5x5 kernels", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.suptitle("the exact KL and its gradients")
+    figure.tight_layout()
+    with write_whole(args.out) as file:
+        figure.savefig(file, dpi=110, format="png")
+    print(args.out)
+    return table
+
+
+if __name__ == "__main__":
+    main()
