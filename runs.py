@@ -34,6 +34,7 @@ HID_DIM = [32, 64]  # the default
 HEADER_EVERY = 40  # rows of the printed table between two headers
 CHECK_EVERY = 100  # steps between two looks at whether the loss is finite, each of which waits for the device
 CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the last, and the one before it
+STATE_EVERY = 1.0  # seconds
 MAX_YAML = 1_000_000  # bytes
 
 
@@ -493,6 +494,10 @@ class Run:
         """The epochs 1..total that are not done. After an epoch comes its checkpoint, where one is due."""
         from tqdm import tqdm
 
+        tqdm.write(f"run directory: {self.root}", file=sys.stdout)
+        sys.stdout.flush()
+        self._write_state("running", total)
+        written = time.monotonic()
         with self._signals(), tqdm(total=total, initial=self.epoch, desc="epochs", disable=None) as bar:
             while self.epoch < total:
                 yield self.epoch + 1
@@ -505,6 +510,10 @@ class Run:
                     self._logged = False
                 if self.epoch < total:
                     self._stop_if_asked()
+                if time.monotonic() > written + STATE_EVERY:
+                    self._write_state("running", total)
+                    written = time.monotonic()
+        self._write_state("finished", total)
         self._lock.release()
 
     def batches(self, n: int, size: int) -> Iterator["torch.Tensor"]:
@@ -572,6 +581,7 @@ class Run:
         if self.stopped_by is None:
             return
         self.checkpoint()
+        self._write_state("stopped", self._total)
         name = signal.Signals(self.stopped_by).name
         go_on = f"go on with: python {self.script} --continue {self.root}"
         raise Stopped(self.stopped_by, f"stopped by {name} after step {self.step}; {go_on}")
@@ -594,6 +604,12 @@ class Run:
 
         tqdm.write(table_lines(self.rows, len(self.rows) - 1), file=sys.stdout)
         sys.stdout.flush()
+
+    def _write_state(self, state: str, total: int) -> None:
+        """What others can see of the run: running (killed, where no lock is held), stopped or finished."""
+        self._total = total
+        with write_whole(self.root / "state.yaml") as file:
+            file.write(yaml.safe_dump({"state": state, "epoch": self.epoch, "epochs": total}).encode())
 
     def _write_logs(self) -> None:
         text = io.StringIO()

@@ -178,7 +178,6 @@ def main(argv: list[str] | None = None) -> runs.Run:
             )
             run.export()
         totals.zero_()
-    print(f"run directory: {run.root}")
     return run
 
 

@@ -155,7 +155,6 @@ def main(argv: list[str] | None = None) -> runs.Run:
             if run.due(epoch, args.epochs):
                 report(epoch)
             totals.zero_()
-    print(f"run directory: {run.root}")
     return run
 
 
