@@ -249,7 +249,9 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     model = parser.add_argument_group("network")
     model.add_argument("--model", choices=tuple(MODELS), default="fconv", help="architecture")
     model.add_argument("--net_cfg", default=net_cfg, help="its configuration (models/README.md)")
-    model.add_argument("--hid_dim", type=whole, nargs="+", default=HID_DIM, help="channels of each conv of fconv")
+    model.add_argument(
+        "--hid_dim", type=whole, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
+    )
     model.add_argument("--model_size", type=positive, default=1.0, help="factor of the channels of the other models")
     model.add_argument("--n_classes", type=number(int, 2), default=10, help="outputs of the classifier")
 

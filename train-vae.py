@@ -34,6 +34,12 @@ def parse(argv: list[str] | None = None):
     training.add_argument("--lr", type=positive, default=1e-3, help="Adam's initial rate, falls linearly to 0")
     training.add_argument("--lr_decay_step", type=whole, help="epochs after which the rate is also multiplied by decay")
     training.add_argument("--decay", type=positive, default=0.5, help="that factor")
+    training.add_argument(
+        "--kl_warmup",
+        type=runs.number(int, 0),
+        default=0,
+        help="epochs in which the weight of the VAE's KL in the loss rises from 0 to 1, against a posterior's collapse",
+    )
     training.add_argument("--resume_vae", metavar="FILE", default="", help="start from this file of parameters")
     training.add_argument("--resume_opt", metavar="FILE", default="", help="start from this opt_params.torch")
     runs.add_compile_option(training)
@@ -44,7 +50,7 @@ def parse(argv: list[str] | None = None):
         sizes = ", ".join(map(str, VAE_KERNEL_SIZES))
         raise runs.UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
     flow = args.kind == "flow"
-    for option in ("z_dim", "var") if flow else ("transforms",):
+    for option in ("z_dim", "var", "kl_warmup") if flow else ("transforms",):
         if getattr(args, option) != parser.get_default(option):
             other = "vae" if flow else "flow"
             raise runs.UserError(
@@ -104,13 +110,14 @@ def main(argv: list[str] | None = None) -> runs.Run:
     for epoch in run.epochs(args.num_epochs):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, epoch)
+        kl_weight = min(1.0, epoch / (args.kl_warmup + 1))
         for index in run.batches(len(train), args.batch_size):
             with precision:
                 batch = elbo(train[index])
             means = torch.stack(batch).mean(1)
             run.require_finite(**{"the log-likelihood is": means[1], "the KL is": means[2]})
             optimizer.zero_grad()
-            (-means[0]).backward()
+            (kl_weight * means[2] - means[1]).backward()
             optimizer.step()
             totals += means.detach() * len(index)
 

@@ -21,7 +21,7 @@ from data.prepare_mnist import prepare, read_idx_bytes
 from models.bayes import BayesConv2d, BayesLayer
 from models.cifarnet import CIFARNet, CIFARNetNew
 from models.configs import INIT_NEEDS, MODELS, PRIOR_NEEDS
-from models.fconv import FConv
+from models.fconv import FConv, FConv3x3
 from models.flow import KernelFlow
 from models.network import ConvNet
 from models.priors import PRIORS, Prior, PriorOptions, Sources
@@ -33,6 +33,7 @@ CROP_PADDING = 4  # pixels on each side
 # By name in `models.configs.MODELS`: from a command's arguments and `ConvNet`'s further options.
 NETWORKS: dict[str, Callable[..., ConvNet]] = {
     "fconv": lambda a, **options: FConv(a.net_cfg, a.hid_dim, a.n_classes, **options),
+    "fconv3x3": lambda a, **options: FConv3x3(a.net_cfg, a.hid_dim, a.n_classes, **options),
     "cifarnet": lambda a, **options: CIFARNet(a.net_cfg, a.model_size, a.n_classes, **options),
     "cifarnetnew": lambda a, **options: CIFARNetNew(a.net_cfg, a.model_size, a.n_classes, **options),
 }
@@ -479,6 +480,23 @@ def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
 def prune_kernels(kernels: Tensor, min_norm: float) -> Tensor:
     """The kernels, of (n, 1, k, k), whose Euclidean norm is at least `min_norm`."""
     return kernels[kernels.flatten(1).norm(dim=1) >= min_norm]
+
+
+def drop_near_duplicates(kernels: Tensor, tolerance: float, block: int = 1024) -> Tensor:
+    """The kernels, of (n, 1, k, k), without those close to an earlier one that is kept.
+
+    Close is at a Euclidean distance of at most `tolerance` times the larger norm of the two.
+    """
+    w = kernels.flatten(1)
+    norms = w.norm(dim=1)
+    keep = torch.ones(len(w), dtype=torch.bool)
+    for start in range(0, len(w), block):
+        rows = slice(start, start + block)
+        close = torch.cdist(w[rows], w) <= tolerance * torch.maximum(norms[rows, None], norms)
+        for i, j in close.nonzero().tolist():  # by i, then j
+            if j < start + i and keep[j]:
+                keep[start + i] = False
+    return kernels[keep]
 
 
 def conv_layers(net: nn.Module) -> list[nn.Conv2d | BayesConv2d]:

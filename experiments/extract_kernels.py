@@ -1,16 +1,18 @@
 r"""Collect the kernels of source networks, prune those whose norm is almost zero, and write the VAE's data sets.
 
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
-        --min_norm_7x7 0.8 --min_norm_5x5 0.2
+        --min_norm_7x7 0.8 --min_norm_5x5 0.2 [--figure norms.png]
 
 Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call
-without thresholds shows where the valley between pruned and structured kernels lies.
+without thresholds shows where the valley between pruned and structured kernels lies. Of near-duplicates in one
+network the first is kept.
 """
 
 import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.configs import VAE_KERNEL_SIZES
 from runs import Parser, UserError, command, number, write_whole
 
 if TYPE_CHECKING:
@@ -52,8 +54,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--runs", nargs="+", required=True, help="run directories of train-net.py, or globs")
     parser.add_argument("--out", type=Path, required=True, help="folder to write conv7x7/ and conv5x5/ into")
-    for k in (7, 5):
+    for k in VAE_KERNEL_SIZES:
         parser.add_argument(f"--min_norm_{k}x{k}", type=number(float, 0), help="kernels of at least this norm are kept")
+    parser.add_argument(
+        "--near",
+        type=number(float, 0, 1),
+        default=0.05,
+        help="kernels of one network closer than this, relative to the larger norm, count as one",
+    )
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="picture of the histograms and thresholds")
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=42, help="seed of the 80/20 split")
     args = parser.parse_args(argv)
 
@@ -65,21 +74,30 @@ def main(argv: list[str] | None = None) -> None:
     import utils
 
     networks = [utils.get_kernels(utils.load_state(model, f"--runs {model}")) for model in models]
-    data_sets = {}
-    for k in (7, 5):
-        kernels = torch.cat([network[k] for network in networks if k in network] or [torch.empty(0, 1, k, k)])
-        if not len(kernels):
-            raise UserError(f"--runs: the {len(models)} networks have no {k}x{k} kernels")
-        print(f"\n{k}x{k}: {len(kernels)} kernels of {len(models)} networks; norm, count")
-        print(text_histogram(kernels.flatten(1).norm(dim=1).numpy()))
-        threshold = getattr(args, f"min_norm_{k}x{k}")
-        if threshold is None:
+    found = {k for network in networks for k in network} & set(VAE_KERNEL_SIZES)
+    thresholds = {
+        k: threshold for k in VAE_KERNEL_SIZES if (threshold := getattr(args, f"min_norm_{k}x{k}")) is not None
+    }
+    for k in thresholds:
+        if k not in found:
+            raise UserError(f"--min_norm_{k}x{k}: the {len(models)} networks have no {k}x{k} kernels")
+    if not found:
+        raise UserError(f"--runs: the {len(models)} networks have no kernels of a size in {VAE_KERNEL_SIZES}")
+    data_sets, norms = {}, {}
+    for k in sorted(found, reverse=True):
+        sources = [network[k] for network in networks if k in network]
+        norms[k] = torch.cat(sources).flatten(1).norm(dim=1).numpy()
+        print(f"\n{k}x{k}: {len(norms[k])} kernels of {len(sources)} networks; norm, count")
+        print(text_histogram(norms[k]))
+        if k not in thresholds:
             continue
-        kept = utils.prune_kernels(kernels, threshold)
-        print(f"norm >= {threshold:g}: {len(kept)} kept, {len(kernels) - len(kept)} pruned")
+        pruned = [utils.prune_kernels(kernels, thresholds[k]) for kernels in sources]
+        kept = torch.cat([utils.drop_near_duplicates(kernels, args.near) for kernels in pruned])
+        n = sum(map(len, pruned))
+        print(f"norm >= {thresholds[k]:g}: {n} of {len(norms[k])}, {n - len(kept)} of them near-duplicates")
         if len(kept) < 5:
             raise UserError(
-                f"--min_norm_{k}x{k}: {threshold:g} keeps {len(kept)} kernels, expected at least 5 to split"
+                f"--min_norm_{k}x{k}: {thresholds[k]:g} keeps {len(kept)} kernels, expected at least 5 to split"
             )
         order = np.random.default_rng(args.seed).permutation(len(kept))
         n_test = round(TEST_SHARE * len(kept))
@@ -91,6 +109,12 @@ def main(argv: list[str] | None = None) -> None:
             with write_whole(path) as file:
                 np.save(file, kernels.numpy().astype(np.float32), allow_pickle=False)
             print(f"{path}: {tuple(kernels.shape)}")
+    if args.figure:
+        from experiments.plots import plot_norms
+
+        with write_whole(args.figure) as file:
+            plot_norms(norms, thresholds).savefig(file, dpi=110, format="png")
+        print(args.figure)
 
 
 if __name__ == "__main__":

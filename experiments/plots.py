@@ -11,6 +11,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
 LATENT_STEPS = 7
+NORM_FLOOR = 1e-5  # smaller norms are drawn as this one
 COLUMNS = 16  # kernels in a row of `plot_rows`
 
 
@@ -66,6 +67,21 @@ def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
             axis.imshow(kernel_image(kernel), cmap=COLORS, vmin=-1, vmax=1)
         line[0].text(-0.3, 0.5, name, ha="right", va="center", transform=line[0].transAxes)
     figure.suptitle(title)
+    return figure
+
+
+def plot_norms(norms: dict[int, np.ndarray], thresholds: dict[int, float]) -> plt.Figure:
+    """Histograms of kernel norms by kernel size, in logarithmic bins, with a line at each threshold."""
+    figure, axes = plt.subplots(1, len(norms), figsize=(5 * len(norms), 3.4), squeeze=False)
+    for axis, (k, values) in zip(axes[0], norms.items(), strict=True):
+        low, high = max(values.min(), NORM_FLOOR), max(values.max(), 10 * NORM_FLOOR)
+        axis.hist(np.maximum(values, low), np.geomspace(low, high, 80))
+        if k in thresholds:
+            kept = (values >= thresholds[k]).sum()
+            axis.axvline(thresholds[k], color="C3", label=f"threshold {thresholds[k]:g}: {kept} kernels")
+            axis.legend()
+        axis.set(xscale="log", yscale="log", xlabel="norm", ylabel="kernels", title=f"{k}x{k}")
+    figure.tight_layout()
     return figure
 
 

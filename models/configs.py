@@ -65,6 +65,15 @@ MODELS: dict[str, Model] = {
         scaled=0,
         net_cfgs=("vanilla", "vanilla-do", "bayes", "bayes-1-0", "bayes-mtrunca"),
     ),
+    "fconv3x3": Model(
+        image_shape=(1, 28, 28),
+        kernel_sizes=(3, 3, 3),
+        pools=(True, True, False),
+        batch_norm=False,
+        channels=(),
+        scaled=0,
+        net_cfgs=("vanilla", "bayes"),
+    ),
     "cifarnet": Model(
         image_shape=(3, 32, 32),
         kernel_sizes=(7, 5, 5, 5),

@@ -1,4 +1,4 @@
-"""The two-convolution network of the paper's MNIST experiments (Atanov et al. 2019, section 5.1)."""
+"""The two-convolution network of the paper's MNIST experiments (Atanov et al. 2019, section 5.1), and a 3x3 one."""
 
 from collections.abc import Sequence
 
@@ -27,3 +27,14 @@ class FConv(ConvNet):
     ):
         super().__init__("fconv", net_cfg, hid_dim, do, **options)
         self.classifier = self.linear(9 * hid_dim[1], n_classes)
+
+
+class FConv3x3(ConvNet):
+    """Three 3x3 convs, the kernels of today's networks: LeakyReLU after each, max-pool after the first two, linear.
+
+    28x28 grey images to class logits. Parameters as of `FConv`, with three channels and without dropout.
+    """
+
+    def __init__(self, net_cfg: str = "vanilla", hid_dim: Sequence[int] = (32, 64, 64), n_classes: int = 10, **options):
+        super().__init__("fconv3x3", net_cfg, hid_dim, **options)
+        self.classifier = self.linear(9 * hid_dim[-1], n_classes)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from models.flow import KernelFlow
 from models.vae import KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
 
-BLOCK = 512  # kernels whose activations stay in a CPU's cache
+BLOCK = 1024  # kernels, enough for the weights of a pass to be worth fetching, few enough to stay in a cache
 SQUARE_FLOOR = 1e-16  # a weight of exactly 0 has a finite log
 SPREAD_FLOOR = 1e-8  # smallest variance of a direction that a Gaussian is fitted to, relative to the largest
 

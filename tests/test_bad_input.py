@@ -163,6 +163,8 @@ MISTAKES = [
     ("train-net.py", ["--prior", "sn"], "--prior"),
     ("train-vae.py", ["--kind", "flow", "--kernel_dim", "5", "--train", "x", "--test", "x", "--z_dim", "3"], "--z_dim"),
     ("train-vae.py", ["--kind", "flow", "--kernel_dim", "5", "--train", "x", "--test", "x", "--var", "1"], "--var"),
+    ("train-vae.py", [*VAE_ARGS, "--kl_warmup", "-1"], "--kl_warmup: found '-1', expected a whole number at least 0"),
+    ("train-vae.py", ["--kind", "flow", "--kernel_dim", "5", "--data_dir", "x", "--kl_warmup", "1"], "--kl_warmup"),
     ("train-vae.py", [*VAE_ARGS, "--transforms", "3"], "--transforms: found 3 with --kind vae, expected --kind flow"),
     ("train-vae.py", ["--kernel_dim", "7", "--train", "x.npy"], "found neither it nor --test"),
     ("train-vae.py", ["--kernel_dim", "7", "--data_dir", "nowhere"], "--train"),

@@ -21,7 +21,12 @@ from models.priors import PRIORS
 from models.vae import VAES
 
 SMALLER = ["--model_size", "0.015"]
-SIZES = {"fconv": ["--hid_dim", "2", "3"], "cifarnet": SMALLER, "cifarnetnew": SMALLER}
+SIZES = {
+    "fconv": ["--hid_dim", "2", "3"],
+    "fconv3x3": ["--hid_dim", "2", "3", "2"],
+    "cifarnet": SMALLER,
+    "cifarnetnew": SMALLER,
+}
 BAYESIAN = [(m, c) for m, spec in MODELS.items() for c in spec.net_cfgs if any(spec.config(c).bayesian)]
 PLAIN = [(m, c) for m, spec in MODELS.items() for c in spec.net_cfgs if not any(spec.config(c).bayesian)]
 
@@ -54,7 +59,8 @@ def place(tmp_path_factory):
         torch.save(KernelFlow(k, 4, 1).state_dict(), folder / "flow_params.torch")
         np.save(root / f"filters{k}.npy", 0.1 * rng.standard_normal((60, 1, k, k)).astype(np.float32))
     for model, net_cfg in PLAIN:
-        args = Namespace(net_cfg=net_cfg, hid_dim=[2, 3], model_size=0.015, n_classes=10)
+        hid_dim = [2, 3, 2][: len(MODELS[model].kernel_sizes)]
+        args = Namespace(net_cfg=net_cfg, hid_dim=hid_dim, model_size=0.015, n_classes=10)
         torch.save(utils.NETWORKS[model](args).state_dict(), root / f"{model}-{net_cfg}.torch")
     return root
 
@@ -78,7 +84,14 @@ def command_line(place, model, net_cfg, init, epochs=2):
     for name in ("vae", "flow", "filters"):
         suffix = ".npy" if name == "filters" else ""
         lists[f"{name}_list"] = [str(place / f"{name}{k}{suffix}") for k in spec.kernel_sizes]
-    argv = ["--data", "not-mnist" if model == "fconv" else "svhn", "--model", model, "--net_cfg", net_cfg]
+    argv = [
+        "--data",
+        "not-mnist" if MODELS[model].image_shape[0] == 1 else "svhn",
+        "--model",
+        model,
+        "--net_cfg",
+        net_cfg,
+    ]
     argv += [*SIZES[model], "--epochs", str(epochs), "--bs", "10", "--device", "cpu"]
     argv += ["--init_list", *([init] if init == "pretrained" else [init] * len(spec.kernel_sizes))]
     if init == "pretrained":

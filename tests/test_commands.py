@@ -1,19 +1,22 @@
 """The three commands and the experiments, end to end on small data in the true formats."""
 
 import csv
+import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import yaml
 from sklearn.model_selection import train_test_split
 
 import runs
 import utils
-from experiments import extract_kernels, plot_kernels, vae_stats
+from experiments import elbo_table, extract_kernels, plot_kernels, vae_stats
 from models.configs import VAE_KERNEL_SIZES
 from models.fconv import FConv
 from models.vae import VAES
@@ -162,6 +165,57 @@ def test_state_dict_names_are_the_published_ones(published):
         assert {name: v.shape for name, v in ours.items()} == {name: v.shape for name, v in state.items()}
 
 
+def test_the_kl_warmup_weighs_the_kl_in_the_loss_alone(script, sandbox):
+    """The parameters after one step of Adam on -log-likelihood + KL / 3, written out, and the ELBO logged in full."""
+    kernels = torch.randn(20, 1, 3, 3)
+    np.save(sandbox / "k.npy", kernels.numpy())
+    files = ["--train", str(sandbox / "k.npy"), "--test", str(sandbox / "k.npy"), "--device", "cpu"]
+    shape = ["--kernel_dim", "3", "--z_dim", "2", "--hidden_dim", "3", "--batch_size", "20", "--num_epochs", "1"]
+    run = script("train-vae.py").main([*files, *shape, "--kl_warmup", "2", "--lr", "0.01"])
+    utils.seed_all(42)
+    vae = VAES[3](2, 3)
+    elbo = vae.elbo(kernels[torch.randperm(20)])
+    (elbo.kl / 3 - elbo.ll).mean().backward()
+    optimizer = torch.optim.Adam(vae.parameters(), lr=0.01)
+    optimizer.step()
+    trained = torch.load(run.root / "vae_params.torch", weights_only=True)
+    for name, value in vae.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-5)
+    assert run.rows[0]["train_elbo"] == pytest.approx(elbo.elbo.mean().item(), rel=1e-5)
+
+
+def test_near_duplicates_are_dropped():
+    """Against the rule kernel by kernel in float64."""
+    kernels = torch.randn(60, 1, 3, 3)
+    kernels = torch.cat([kernels, kernels[:20] * 1.03, kernels[5:9] * 1.2, kernels[:3] + 0.001])
+    kept = []
+    for kernel in kernels.double():
+        if all((kernel - other).norm() > 0.05 * max(kernel.norm(), other.norm()) for other in kept):
+            kept.append(kernel)
+    found = utils.drop_near_duplicates(kernels, 0.05, block=7)
+    assert len(found) == len(kept) == 64
+    torch.testing.assert_close(found.double(), torch.stack(kept))
+
+
+def test_the_table_of_elbos(vae_folder, tmp_path, capsys):
+    """The ELBO of a decoder with a fixed mean and variance, and an encoder that is the prior, is a Gaussian's."""
+    folder = Path(vae_folder(3))
+    vae = VAES[3](2, 4)
+    for p in vae.parameters():
+        p.data.zero_()  # mean 0, and variance softplus(0) = log 2 of w and of z
+    torch.save(vae.state_dict(), folder / "vae_params.torch")
+    kernels = np.random.default_rng(0).standard_normal((50, 1, 3, 3)).astype(np.float32)
+    np.save(tmp_path / "test.npy", kernels)
+    table = elbo_table.main(["--vaes", str(folder), "--data", str(tmp_path), "--samples", "2"])
+    kl = 2 * 0.5 * (math.log(2) - math.log(math.log(2)) - 1)
+    expected = scipy.stats.norm(0, math.sqrt(math.log(2))).logpdf(kernels).sum((1, 2, 3)) - kl
+    assert table[0][1] == pytest.approx(expected.mean(), rel=1e-5)
+    assert table[0][2] == pytest.approx(expected.std(ddof=1) / 50**0.5, rel=1e-4)
+    with pytest.raises(SystemExit):
+        elbo_table.main(["--vaes", str(folder), vae_folder(5), "--data", str(tmp_path)])
+    assert "expected one kernel size" in capsys.readouterr().err
+
+
 def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
     for seed in ("1", "2"):
         script("train-net.py").main([*SMALL, "--seed", seed, "--epochs", "1"])
@@ -175,14 +229,20 @@ def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
     conv2 = torch.cat([state["features.conv2.weight"].reshape(-1, 1, 5, 5) for state in networks])
     norms = conv2.double().square().sum((1, 2, 3)).sqrt()
     threshold = norms.sort().values[10].item() - 1e-6
-    extract_kernels.main([*argv, "--min_norm_7x7", "0", "--min_norm_5x5", str(threshold)])
+    extract_kernels.main([*argv, "--min_norm_7x7", "0", "--min_norm_5x5", str(threshold), "--near", "0"])
     train, test = (np.load(out / "conv5x5" / f"{part}.npy") for part in ("train", "test"))
     assert len(test) == 3 and len(train) == 11 and train.dtype == np.float32
     expected = {kernel.numpy().tobytes() for kernel in conv2[norms >= threshold]}
     assert {kernel.tobytes() for kernel in np.concatenate([train, test])} == expected
-    with pytest.raises(SystemExit):
-        extract_kernels.main([*argv, "--min_norm_7x7", "1e9"])
-    assert "keeps 0 kernels" in capsys.readouterr().err
+    for options, message in (
+        (["--min_norm_7x7", "1e9"], "keeps 0 kernels"),
+        (["--min_norm_3x3", "1"], "--min_norm_3x3: the 2 networks have no 3x3 kernels"),
+    ):
+        with pytest.raises(SystemExit):
+            extract_kernels.main([*argv, *options])
+        assert message in capsys.readouterr().err
+    extract_kernels.main([*argv, "--min_norm_7x7", "0", "--figure", str(out / "norms.png")])
+    assert (out / "norms.png").read_bytes()[1:4] == b"PNG"
 
     plot_kernels.main(["--conv", str(out / "conv7x7"), "--vae", vae_folder(7), "--out", str(out / "figures")])
     assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}

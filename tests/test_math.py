@@ -13,7 +13,7 @@ import utils
 from models import priors
 from models.bayes import BayesConv2d, sample_outputs, set_mode
 from models.fconv import FConv
-from models.priors import DeepWeightPrior, NoPrior, NormalPrior
+from models.priors import BLOCK, DeepWeightPrior, NoPrior, NormalPrior
 from models.vae import ELU, VAES
 
 
@@ -116,7 +116,7 @@ def test_elu_is_torchs_in_value_and_gradient():
 @pytest.mark.parametrize("precision, value_error, gradient_error", [("fp32", 1e-5, 1e-4), ("bf16", 5e-3, 2e-2)])
 def test_precision_of_the_dwp_kl(k, precision, value_error, gradient_error):
     """Value and gradients against the formula's in float64; several blocks, and a last one that is not full."""
-    layer = dwp_layer(k, channels=(20, 30))
+    layer = dwp_layer(k, channels=(35, 30))
     state = vae_state(layer.prior)
     parameters = [layer.mean.weight, layer.var["weight"]]
     torch.manual_seed(1)
@@ -125,7 +125,7 @@ def test_precision_of_the_dwp_kl(k, precision, value_error, gradient_error):
     found = torch.autograd.grad(value, parameters)
     torch.manual_seed(1)
     doubles = [p.detach().reshape(-1, 1, k, k).double().requires_grad_() for p in parameters]
-    noise = [(torch.randn(n, 1, k, k), torch.randn(n, 2, 1, 1)) for n in (512, 88)]
+    noise = [(torch.randn(n, 1, k, k), torch.randn(n, 2, 1, 1)) for n in (BLOCK, 1050 - BLOCK)]
     eps_w, eps_z = (torch.cat(parts) for parts in zip(*noise, strict=True))
     expected = reference_dwp_kl(state, k, *doubles, eps_w, eps_z)
     assert value.dtype == torch.float32 and value.item() == pytest.approx(expected.item(), rel=value_error)
