@@ -21,6 +21,7 @@ SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "2", "--bs", 
 SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
 COMMANDS = (
     *SCRIPTS,
+    "experiments.elbo_table",
     "experiments.extract_kernels",
     "experiments.plot_kernels",
     "experiments.vae_stats",
@@ -174,6 +175,7 @@ MISTAKES = [
     ("experiments.extract_kernels", ["--runs", ".", "--out", "x"], "--runs: model.torch is missing"),
     ("experiments.plot_kernels", ["--conv", "nowhere", "--out", "x"], "--conv"),
     ("experiments.plot_kernels", ["--conv", "nowhere"], "--out"),
+    ("experiments.elbo_table", ["--vaes", "nowhere", "--data", "x"], "--vaes nowhere/params.yaml"),
     ("experiments.vae_stats", ["--vae", "nowhere", "--data", "x"], "--vae nowhere/params.yaml"),
     ("experiments.demo", ["--split", "1.5"], "--split"),
     ("data.prepare_not_mnist", ["--fonts", "nowhere"], "--fonts: nowhere does not exist"),
