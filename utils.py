@@ -1,6 +1,7 @@
 """Data sets, the few-shot split, kernels in and out of networks, and loading kernel VAEs and flows."""
 
 import contextlib
+import ctypes
 import math
 import os
 import random
@@ -29,6 +30,7 @@ from models.vae import VAES, KernelVAE
 from runs import UserError, data_root, read_yaml, variance
 
 CROP_PADDING = 4  # pixels on each side
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 # By name in `models.configs.MODELS`: from a command's arguments and `ConvNet`'s further options.
 NETWORKS: dict[str, Callable[..., ConvNet]] = {
@@ -59,13 +61,29 @@ class DataSet(NamedTuple):
             yield self.batch(index)
 
 
+def keep_freed_memory(trim: int = 2**31 - 1, mmap: int = 2**30) -> None:
+    """Let this process keep up to `trim` bytes that it frees, in pieces of up to `mmap`, where its C library is glibc.
+
+    Memory that is given back and fetched again comes as new pages, whose zeroing takes as long as a layer's arithmetic.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_TRIM_THRESHOLD, trim)
+        mallopt(M_MMAP_THRESHOLD, mmap)
+
+
 def pick_device(name: str) -> torch.device:
-    """The device `name`, or for "auto" the first of cuda, mps, cpu that is there. Raises UserError where it is not."""
+    """The device `name`, or for "auto" the first of cuda, mps, cpu that is there. Raises UserError where it is not.
+
+    A process that computes on a CPU keeps the memory it frees.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, is_there in there.items() if is_there)
     if not there[name]:
         raise UserError(f"--device: found {name}, expected one of {', '.join(k for k, v in there.items() if v)} here")
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 

@@ -13,16 +13,20 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, Dataset
 
 from models.bayes import BayesConv2d
-from models.vae import ELU, KernelVAE
+from models.layers import ELU, Conv2d, ConvTranspose2d
+from models.vae import KernelVAE
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """A copy in NCHW layout with torch's ELU."""
+    """A copy in NCHW layout with torch's own layers."""
     module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ELU):
                 setattr(parent, name, nn.ELU())
+            for ours, theirs in ((Conv2d, nn.Conv2d), (ConvTranspose2d, nn.ConvTranspose2d)):
+                if isinstance(child, ours):
+                    child.__class__ = theirs  # with the same parameters
     return module
 
 

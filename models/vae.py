@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from models.layers import ELU, Conv2d, ConvTranspose2d, with_elu
 
 
 class Elbo(NamedTuple):
@@ -35,62 +36,6 @@ def kl_to_standard_normal(mean: Tensor, variance: Tensor) -> Tensor:
 def sample_gaussian(mean: Tensor, variance: Tensor) -> Tensor:
     """One reparameterized sample of N(mean, variance) per element."""
     return mean + variance.sqrt() * torch.randn_like(mean)
-
-
-class EluFunction(torch.autograd.Function):
-    """elu(x) = max(x, exp(min(x, 0)) - 1), whose derivative is min(elu(x) + 1, 1).
-
-    On a CPU torch's own ELU takes expm1 of one element at a time, some ten times as long as exp of a vector. Against
-    expm1 the rounding error is that of 1: at most 1.2e-7 in float32. What is kept for the backward pass is the output,
-    which the next layer keeps anyway, and both passes take one new tensor: fresh memory costs as much as arithmetic.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        out = x.clamp(max=0).exp_().sub_(1)
-        torch.maximum(x, out, out=out)
-        ctx.save_for_backward(out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (out,) = ctx.saved_tensors
-        return out.add(1).clamp_(max=1).mul_(gradient)
-
-
-class ELU(nn.Module):
-    """The activation of every layer of the VAEs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return EluFunction.apply(x)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution; where its kernels cover the map, so that one pixel is left, it is a product, twice as fast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != self.kernel_size or self.padding != (0, 0):
-            return super().forward(x)
-        # Channels last, as the weights are stored, so that neither is copied.
-        rows, weight = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, self.weight))
-        return F.linear(rows, weight, self.bias)[:, :, None, None]
-
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution; of one pixel it is a product, twice as fast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] != (1, 1) or self.padding != (0, 0):
-            return super().forward(x)
-        weight = self.weight.permute(0, 2, 3, 1)
-        pixels = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:]) + self.bias
-        return pixels.permute(0, 3, 1, 2)
-
-
-def with_elu(*layers: nn.Module) -> nn.Sequential:
-    """The layers with an ELU after each, so layer i has index 2 * i in the state dict."""
-    return nn.Sequential(*(module for layer in layers for module in (layer, ELU())))
 
 
 class Encoder(nn.Module):

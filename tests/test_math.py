@@ -13,8 +13,9 @@ import utils
 from models import priors
 from models.bayes import BayesConv2d, sample_outputs, set_mode
 from models.fconv import FConv
+from models.layers import ELU
 from models.priors import BLOCK, DeepWeightPrior, NoPrior, NormalPrior
-from models.vae import ELU, VAES
+from models.vae import VAES
 
 
 def reference_network(state, name, x, modules):
