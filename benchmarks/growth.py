@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import tabulate
+import torch
 from tqdm import tqdm
 
+from benchmarks.__main__ import SIDES, Row, added_memory, vae
+from benchmarks.textbook import dwp_kl, plain
+from models.priors import DeepWeightPrior
 from runs import Parser, command, number, write_whole
-
-SIDES = ("textbook", "ours")
 
 
 def measure(side: str, n: int) -> tuple[float, float]:
@@ -36,23 +38,19 @@ def main(argv: list[str] | None = None) -> list[list[float]]:
     parser.add_argument("--measure", nargs=2, default=[], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:
-        import torch
-
-        from benchmarks.__main__ import added_memory, seconds, vae
-        from benchmarks.textbook import dwp_kl, plain
-        from models.priors import DeepWeightPrior
-
         side, n = args.measure[0], int(args.measure[1])
         model = vae(5, quick=False)
         mean, log_variance = torch.zeros(n, 1, 5, 5), torch.full((n, 1, 5, 5), -8.0)
         parameters = [mean.requires_grad_(), log_variance.requires_grad_()]
         old = plain(model)
-        kl = {"ours": DeepWeightPrior(model).kl, "textbook": lambda *q: dwp_kl(old, *q)}[side]
-        kl(mean[:512], log_variance[:512])  # libraries are loaded, threads are started
-        time = []
-        memory = added_memory(
-            lambda: time.append(seconds(lambda: torch.autograd.grad(kl(mean, log_variance), parameters)))
+        row = Row(
+            f"KL of {n} 5x5 kernels",
+            lambda: torch.autograd.grad(DeepWeightPrior(model).kl(*parameters), parameters),
+            lambda: torch.autograd.grad(dwp_kl(old, *parameters), parameters),
         )
+        DeepWeightPrior(model).kl(mean[:512], log_variance[:512])  # libraries are loaded, threads are started
+        time = []
+        memory = added_memory(lambda: time.append(row.call(side)))
         print(time[0], memory)
         return []
 

@@ -13,7 +13,7 @@ import utils
 from models import priors
 from models.bayes import BayesConv2d, sample_outputs, set_mode
 from models.fconv import FConv
-from models.layers import ELU
+from models.layers import ELU, Conv2d, ConvTranspose2d
 from models.priors import BLOCK, DeepWeightPrior, NoPrior, NormalPrior
 from models.vae import VAES
 
@@ -111,6 +111,26 @@ def test_elu_is_torchs_in_value_and_gradient():
     found, expected = (torch.autograd.grad(y, x, weights)[0] for y in (ours, theirs))
     torch.testing.assert_close(found, expected, rtol=0, atol=1.2e-7 * weights.abs().max().item())
     assert torch.autograd.gradcheck(ELU(), torch.randn(50, dtype=torch.double, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-14), (torch.float32, 3e-6)])
+@pytest.mark.parametrize(
+    "cls, side",
+    [(Conv2d, 5), (Conv2d, 3), (ConvTranspose2d, 3), (ConvTranspose2d, 1)],
+)
+def test_convs_of_small_maps_are_torchs(cls, side, dtype, error):
+    """In value and every gradient, whichever way they are computed; the expected ones directly in float64."""
+    torch.manual_seed(0)
+    layer = cls(8, 16, 3).to(dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(7, 8, side, side, dtype=dtype).requires_grad_()
+    function = F.conv_transpose2d if layer.transposed else F.conv2d
+    leaves = [x, layer.weight, layer.bias]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    found, expected = layer(x), function(*doubles)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad(found, leaves, upstream.to(dtype))
+    for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, doubles, upstream)), strict=True):
+        assert (a - b).norm() < error * b.norm()
 
 
 @pytest.mark.parametrize("k", LAYERS)
