@@ -70,6 +70,29 @@ def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
     return figure
 
 
+def tiled(kernels: torch.Tensor) -> np.ndarray:
+    """Kernels (n, 1, k, k) as one picture, each on its own scale, with gaps of NaN between them."""
+    n, k = len(kernels), kernels.shape[-1]
+    columns = min(n, COLUMNS)
+    picture = np.full((-(-n // columns) * (k + 1), columns * (k + 1)), np.nan)
+    for i, kernel in enumerate(kernels):
+        top, left = i // columns * (k + 1), i % columns * (k + 1)
+        picture[top : top + k, left : left + k] = kernel_image(kernel)
+    return picture[:-1, :-1]
+
+
+def plot_before_after(before: torch.Tensor, after: torch.Tensor) -> plt.Figure:
+    """The same kernels (n, 1, k, k) before and after a training, side by side."""
+    pictures = [tiled(before), tiled(after)]
+    height, width = pictures[0].shape
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6 * height / width + 0.4), squeeze=False)
+    for axis, picture, title in zip(axes[0], pictures, ("before", "after"), strict=True):
+        axis.imshow(picture, cmap=COLORS, vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    return figure
+
+
 def plot_norms(norms: dict[int, np.ndarray], thresholds: dict[int, float]) -> plt.Figure:
     """Histograms of kernel norms by kernel size, in logarithmic bins, with a line at each threshold."""
     figure, axes = plt.subplots(1, len(norms), figsize=(5 * len(norms), 3.4), squeeze=False)
