@@ -16,23 +16,22 @@ nothing else, `page.html`.
 """
 
 import math
-import os
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
 from filelock import FileLock, Timeout
 
-from runs import ROOT, RUN_KEYS, Parser, UserError, command, read_rows, read_yaml, require_packages, write_whole
+from experiments.sweep import read_sweep
+from experiments.trials import Trial, dwp_path
+from runs import RUN_KEYS, Parser, UserError, command, read_rows, read_yaml, require_packages, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OWN = ("script", "run", "state")  # the first columns
-MAX_SWEEP = 100_000_000  # bytes of a sweep.yaml
 LEVEL = 0.95
 NOT_NUMBERS = ("name", "tmp", "device", "tensorboard", "checkpoint_freq")  # arguments that no number depends on
 STATES = ("running", "stopped", "finished")
@@ -63,27 +62,22 @@ def cell(value: Any) -> bool | int | float | str | None:
     return value if isinstance(value, bool | int | float | None) and small else text(value)
 
 
-def sweep_runs(folder: Path) -> list[Path]:
-    """The run directories that the trials of a sweep have so far. Raises UserError."""
-    file = folder / "sweep.yaml"
+def root_of(trial: Trial) -> str:
+    """The run directory of a sweep's trial, or nothing; a damaged record is named on stderr."""
     try:
-        with open(file, "rb") as content:
-            sweep = yaml.safe_load(content.read(MAX_SWEEP).decode())
-        script, keys = str(sweep["script"]), list(map(str, sweep["trials"]))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: expected a sweep's script and trials ({reason})") from None
-    records = [folder.resolve().parent.parent / f"exman-{script}" / "trials" / f"{key}.yaml" for key in keys]
-    there = [record for record in records if record.exists()]
-    if len(there) < len(keys):
-        print(f"{folder}: {len(keys) - len(there)} of {len(keys)} trials have no run yet", file=sys.stderr)
-    return [Path(str(run)) for record in there if (run := read_yaml(record, str(record)).get("run"))]
+        return trial.record()["root"]
+    except UserError as error:
+        print(f"left out: {text(error)}", file=sys.stderr)
+        return ""
 
 
 def find_runs(path: Path) -> list[Path]:
     """The run directories at a path. Raises UserError where it is no DWP_PATH, sweep or run."""
     if (path / "sweep.yaml").exists():
-        return sweep_runs(path)
+        roots = [root_of(trial) for trial in read_sweep(path)]
+        if not all(roots):
+            print(f"{path}: {roots.count('')} of {len(roots)} trials have no run yet", file=sys.stderr)
+        return [Path(root) for root in roots if root]
     if (path / "params.yaml").exists():
         return [path]
     if not any(path.glob("exman-*")):
@@ -233,14 +227,13 @@ def warn(records: list[Record], groups: dict[tuple, list[Record]]) -> None:
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    default = Path(os.environ.get("DWP_PATH") or ROOT / "logs")
-    parser.add_argument("path", metavar="PATH", nargs="*", type=Path, help="DWP_PATH, sweeps, or run directories")
+    parser.add_argument("path", metavar="PATH", nargs="*", type=Path, help="DWP_PATH, the default, or sweeps, or runs")
     parser.add_argument("--by", nargs="+", default=[], metavar="ARGUMENT", help="arguments whose values make a group")
     parser.add_argument("--out", type=Path, help="folder for the tables; the first PATH's collected/ where not given")
     parser.add_argument("--html", action="store_true", help="write page.html too")
     args = parser.parse_args(argv)
     require_packages("collect", "pandas", "pyarrow")
-    paths = args.path or [default]
+    paths = args.path or [dwp_path()]
     out = args.out or paths[0] / "collected"
     records = read_runs(paths)
     groups = grouped(records, args.by)
@@ -249,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tables = {"runs": runs_table(records), "groups": groups_table(groups, args.by)}
     warn(records, groups)
-    shown = tables["groups"][tables["groups"]["metric"].str.match("last_.*test")]
+    shown = tables["groups"][tables["groups"]["metric"].str.match("last_.*test_(?!loss)")]
     print(
         tabulate.tabulate(shown.astype(object).where(shown.notna(), ""), shown.columns, showindex=False, floatfmt=".4g")
     )

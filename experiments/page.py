@@ -74,9 +74,14 @@ def picture_text(words: str) -> str:
 
 
 def plot_curves(curves: dict[str, list[Record]]) -> plt.Figure:
-    """A panel per column of the log, a curve per name: the runs' mean and the 95% interval of it where several have t."""
-    names = dict.fromkeys(name for members in curves.values() for name in members[0].rows[0])
-    columns = [name for name in names if name not in NO_CURVE]
+    """A panel per column of the log, and in it a curve per name against t: the runs' mean, and its 95% interval.
+
+    A column of zeros, as that of a term which is not in use, has no panel.
+    """
+    rows = [row for members in curves.values() for record in members for row in record.rows]
+    columns = [
+        name for name in dict.fromkeys(name for row in rows for name in row if row[name]) if name not in NO_CURVE
+    ]
     height = -(-len(columns) // PANELS)
     figure, axes = plt.subplots(height, PANELS, figsize=(11, 2.7 * height), squeeze=False)
     for axis in axes.flat[len(columns) :]:
@@ -170,8 +175,8 @@ def page(
     parts = [HEAD, heading(1, f"{len(records)} runs")]
     parts.append(
         paragraph(
-            "Of each column of a log the last and, for some, the best value. The best of a test column was chosen on the "
-            "test set: it must not select between runs or epochs."
+            "Of each column of a log the last and, for some, the best value. The best of a test column was chosen on "
+            "the test set: it must not select between runs or epochs."
         )
     )
     if len(tables["groups"]):

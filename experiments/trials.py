@@ -30,7 +30,7 @@ from runs import UserError, read_yaml, write_whole
 
 SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
 # Of a script's arguments, those that its results do not depend on, and those that are files or folders.
-NOT_COUNTED = ("name", "tmp", "config", "continue_run", "checkpoint_freq")
+NOT_COUNTED = ("name", "tmp", "config", "continue_run", "checkpoint_freq", "tensorboard")
 PATHS = "data_dir train test vae_list flow_list filters_list pretrained resume resume_vae resume_opt".split()
 METRICS = {"train-net.py": "test_acc", "train-vae.py": "test_elbo", "train-bnn.py": "ens["}  # or what starts so
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
