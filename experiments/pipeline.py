@@ -30,7 +30,8 @@ from runs import Parser, UserError, command, data_root, read_yaml, require_packa
 
 WEIGHTS = {"train-net.py": "model.torch", "train-vae.py": "vae_params.torch", "train-bnn.py": "model.torch"}
 
-MISSING = "missing"
+VAE_FILES = ("params.yaml", "vae_params.torch")
+MISSING = "missing"  # in place of a file's hash
 
 
 # --- stages -------------------------------------------------------------------------------------------------------
@@ -206,13 +207,13 @@ def pipeline(out: Path, scale: Scale, own: Sequence[str]) -> None:
         convs[k] = inputs[0].parent
         shared = ["--kernel_dim", str(k), "--data_dir", str(convs[k]), *shlex.split(words)]
         trained = swept(out, f"train-vae{k}x{k}", "train-vae.py", "--seed 42", shared, own, inputs)
-        files = [file for file in trained if file.name != "train-vae.py-logs.csv"]
-        copies = stage(out, f"vae{k}x{k}", [], files, lambda files=files, k=k: keep(files, out / f"vae{k}x{k}"))
+        files = [file for file in trained if file.name in VAE_FILES]
+        copies = stage(out, f"vae{k}x{k}", VAE_FILES, files, lambda files=files, k=k: keep(files, out / f"vae{k}x{k}"))
         vaes[k] = copies[0].parent
 
     results = []
     places = {f"vae{k}x{k}": str(vae) for k, vae in vaes.items()}
-    priors = [vae / name for vae in vaes.values() for name in ("params.yaml", "vae_params.torch")]
+    priors = [vae / name for vae in vaes.values() for name in VAE_FILES]
     for name, (grid, shared) in scale.bnns.items():
         words = [word.format(**places) for word in shlex.split(shared)]
         results += swept(out, f"bnns-{name}", "train-bnn.py", grid, words, own, priors)

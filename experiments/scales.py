@@ -52,7 +52,7 @@ SCALES = {
         },
         stats="--kernels 20 --samples 2",
     ),
-    # A night on a few CPU cores; the networks and VAEs of data/fconv/README.md, and 3x3 ones.
+    # The networks, thresholds and VAEs of data/fconv/README.md, and 3x3 ones, which are not tuned.
     "laptop": Scale(
         nets={
             "wide": Sweep("--seed 1..8", f"{FCONV} --bs 64 --hid_dim 64 128 --epochs 14 --eval_freq 7 --lr 0.003"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "2", "--bs", 
 SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
 COMMANDS = (
     *SCRIPTS,
+    "experiments.collect",
+    "experiments.pipeline",
     "experiments.elbo_table",
     "experiments.extract_kernels",
     "experiments.plot_kernels",
@@ -98,7 +101,8 @@ def single_options():
 
 @pytest.mark.parametrize("name, option, value", list(single_options()))
 def test_a_value_that_an_option_does_not_take(refusal, name, option, value):
-    required = [w for a in PARSERS[name]._actions if a.required for w in (a.option_strings[0], "x")]
+    needed = [a.option_strings[0] for a in PARSERS[name]._actions if a.required]
+    required = [word for other in needed if other != option for word in (other, "x")]
     err = refusal(name, [*required, f"{option}={value}"])
     assert option in err and value in err and ("expected" in err or "choose" in err or "invalid" in err)
 
@@ -178,6 +182,14 @@ MISTAKES = [
     ("experiments.elbo_table", ["--vaes", "nowhere", "--data", "x"], "--vaes nowhere/params.yaml"),
     ("experiments.vae_stats", ["--vae", "nowhere", "--data", "x"], "--vae nowhere/params.yaml"),
     ("experiments.demo", ["--split", "1.5"], "--split"),
+    ("experiments.collect", ["nowhere"], "PATH nowhere: found neither runs (exman-*)"),
+    ("experiments.collect", ["--by"], "--by"),
+    ("experiments.collect", ["--nope"], "--nope"),
+    ("experiments.pipeline", [], "--scale"),
+    ("experiments.pipeline", ["--scale", "huge"], "--scale"),
+    ("experiments.pipeline", ["--scale", "smoke", "--", "--cpus", "0"], "--cpus"),
+    ("experiments.pipeline", ["--scale", "smoke", "--", "--seed", "1..2"], "--: found --seed 1..2, expected --cpus"),
+    ("experiments.pipeline", ["--scale", "smoke", "--", "--dry-run"], "--: found --dry-run"),
     ("data.prepare_not_mnist", ["--fonts", "nowhere"], "--fonts: nowhere does not exist"),
     ("data.prepare_not_mnist", ["--archive", "nowhere"], "--archive: nowhere does not exist"),
     ("data.prepare_not_mnist", ["--archive", "a", "--fonts", "b"], "not allowed with"),
@@ -189,6 +201,25 @@ MISTAKES = [
 @pytest.mark.parametrize("name, argv, expected", MISTAKES)
 def test_a_mistake(refusal, name, argv, expected):
     assert expected in refusal(name, argv)
+
+
+def test_by_what_no_run_has(refusal, sandbox):
+    root = sandbox / "logs" / "exman-train-net.py" / "runs" / "000001-x"
+    root.mkdir(parents=True)
+    (root / "params.yaml").write_text("seed: 1\nlr: 0.1\n")
+    (root / "train-net.py-logs.csv").write_text("t,test_acc\n1,0.5\n")
+    assert "--by: found 'nope', expected arguments of these runs: lr, seed" in refusal(
+        "experiments.collect", ["--by", "seed", "nope"]
+    )
+
+
+def test_a_pipeline_without_data_or_twice(refusal, sandbox):
+    out = sandbox / "logs" / "pipeline" / "smoke"
+    out.mkdir(parents=True)
+    with FileLock(out / ".lock"):
+        assert "found a pipeline that runs there" in refusal("experiments.pipeline", ["--scale", "smoke"])
+    (sandbox / "data" / "not-mnist" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    assert "--data not-mnist" in refusal("experiments.pipeline", ["--scale", "smoke"])
 
 
 # Those that show in the arguments alone, without a look into a file.
