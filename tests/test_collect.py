@@ -116,7 +116,7 @@ def test_events_without_the_package(script, sandbox, without_package, capsys):
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
-HOSTILE = "</td><script>alert(1)</script>$\\frac{-->\x1b[31m\n'\"&<b>"
+HOSTILE = "</td><script>alert(1)</script>$\\frac{$-->\x1b[31m\n'\"&<b>"
 
 
 @pytest.fixture
@@ -308,18 +308,22 @@ def elements_of(page):
     return elements
 
 
-@pytest.mark.parametrize("by", [[], ["--by", HOSTILE]])
+@pytest.mark.parametrize("by", [[], ["--by", collect.text(HOSTILE)]])
 def test_a_page_of_hostile_texts(write_run, sandbox, by):
+    """In arguments, their names, columns of the log, names of script, run and layer."""
+    layer = '"><script>'
     for number in (1, 2, 3):
-        root = write_run(
-            "train-net.py", number, [{"t": 1, HOSTILE: 1, "test_acc": 2}], **{HOSTILE: HOSTILE * (number % 2)}
-        )
+        log = [{"t": 1, HOSTILE: 1, "test_acc": 2}]
+        root = write_run("train-net.py", number, log, **{HOSTILE: HOSTILE * (number % 2), "name": HOSTILE})
+        (root / "train-net.py-logs.csv").rename(root / "<script>-logs.csv")
+        torch.save({layer: torch.ones(2, 1, 3, 3)}, root / "init_kernels.torch")
+        torch.save({f"{layer}.weight": torch.ones(2, 1, 3, 3)}, root / "model.torch")
         root.rename(root.with_name(f"{number}<script>alert(1)<script>"))
-    by = by and ["--by", collect.text(HOSTILE)]
     collect.main(["--html", "--out", str(sandbox / "out"), *by])
     page = (sandbox / "out" / "page.html").read_text()
     elements = elements_of(page)
     assert HOSTILE.split("\x1b")[0] in elements.text and "1<script>alert(1)<script>" in elements.text
+    assert any(a.get("alt", "").startswith(layer) for _, a in elements.tags) and f"{layer}: 2 kernels" in elements.text
     assert "\x1b" not in page and "\x1b" not in (sandbox / "out" / "runs.csv").read_text()
 
 
