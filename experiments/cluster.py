@@ -54,8 +54,6 @@ def connected(address: str) -> Iterator[ModuleType]:
     folder = None
     if address:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise UserError(f"--address: found {address!r}, expected HOST:PORT of a Ray cluster")
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except (OSError, OverflowError) as error:
@@ -232,7 +230,7 @@ def drive(
                 if lost[trial.key] < MOST_LOST:
                     later.append((again, trial))
                 else:
-                    errors[trial.key] = record["error"] or f"it was stopped {MOST_LOST} times, not by the sweep"
+                    errors[trial.key] = record.get("error") or f"it was stopped {MOST_LOST} times, not by the sweep"
         total, free = ray.cluster_resources().get(resource, 0), ray.available_resources().get(resource, 0)
         bar.set_postfix_str(f"{min(len(refs), round((total - free) / share))} running, {len(errors)} failed")
     return errors

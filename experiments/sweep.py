@@ -1,7 +1,7 @@
 r"""Run a script over a grid of arguments on all of a machine, or of a Ray cluster; stop it, and go on.
 
     python -m experiments.sweep train-net.py --seed 0..99 -- --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001
-    python -m experiments.sweep train-bnn.py --data_split_seed 0..9 --prior_list "vae vae" "sn sn" -- --num_examples 50 ...
+    python -m experiments.sweep train-bnn.py --data_split_seed 0..9 --prior_list "vae vae" "sn sn" -- --num_examples 50
 
 Before `--` stands the grid: options with the values to try, each a word, a range `a..b` (both ends included), or
 words in quotes for an option that takes several. After it stands what all trials share. A trial is known by its
@@ -22,7 +22,7 @@ import yaml
 
 import runs
 from experiments import cluster
-from experiments.trials import Trial, dwp_path, find_script, make_trial
+from experiments.trials import SCRIPTS, Trial, dwp_path, find_script, make_trial
 from runs import Parser, Stopped, UserError, command, number, read_yaml, write_whole
 
 MOST_TRIALS = 100_000
@@ -50,7 +50,7 @@ def values_of(option: str, words: Sequence[str]) -> list[list[str]]:
         ends = re.fullmatch(r"(\d+)\.\.(\d+)", word)
         low, high = map(int, ends.groups()) if ends else (0, 0)
         if not low <= high < low + MOST_TRIALS:
-            raise UserError(f"{option}: found {word}, expected a range from low to high")
+            raise UserError(f"{option}: found {word}, expected a range from low to high, of at most {MOST_TRIALS}")
         try:
             values += [[str(i)] for i in range(low, high + 1)] if ends else [shlex.split(word)]
         except ValueError as error:
@@ -101,15 +101,15 @@ def make_trials(script: str, grid: Sequence[tuple[str, list[str]]], shared: Sequ
 # --- the folder of a sweep ----------------------------------------------------------------------------------------
 
 
-def write_sweep(name: str, trials: Sequence[Trial]) -> Path:
-    """Write which trials a sweep has, `$DWP_PATH/sweeps/<name>/sweep.yaml`, and return the folder."""
+def write_sweep(name: str, trials: Sequence[Trial]) -> None:
+    """Write which trials a sweep has, in `$DWP_PATH/sweeps/<name>/sweep.yaml`, and print the folder."""
     first, folder = trials[0], dwp_path() / "sweeps" / name
     shared = first.argv[: len(first.argv) - len(shlex.split(first.label))]
-    content = {"script": first.script, "cwd": first.cwd, "shared": shlex.join(shared)}
+    content = {"script": first.script_name, "cwd": first.cwd, "shared": shlex.join(shared)}
     with write_whole(folder / "sweep.yaml") as file:
         labels = {trial.key: trial.label for trial in trials}
         file.write(yaml.safe_dump(content | {"trials": labels}, sort_keys=False, width=10**6).encode())
-    return folder
+    print(f"sweep: {folder}", flush=True)
 
 
 def read_sweep(folder: str | Path) -> list[Trial]:
@@ -117,14 +117,16 @@ def read_sweep(folder: str | Path) -> list[Trial]:
     file = Path(folder, "sweep.yaml")
     content = read_yaml(file, str(file))
     script, cwd, shared, trials = (content.get(name) for name in ("script", "cwd", "shared", "trials"))
-    texts = [script, cwd, shared, *(trials.items() if isinstance(trials, dict) else [None])]
-    if not all(isinstance(text, str) for item in texts for text in (item if isinstance(item, tuple) else [item])):
+    words = [script, cwd, shared, *([*trials, *trials.values()] if isinstance(trials, dict) else [None])]
+    if not all(isinstance(word, str) for word in words):
         raise UserError(f"{file}: found no sweep, expected script, cwd, shared and trials, all of them text")
     base = Path(os.path.abspath(folder)).parent.parent / f"exman-{Path(script).name}"
-    return [
-        Trial(script, (*shlex.split(shared), *shlex.split(label)), label, key, base, cwd)
-        for key, label in trials.items()
-    ]
+    script = str(runs.ROOT / script) if script in SCRIPTS else script
+    try:
+        argv = {key: (*shlex.split(shared), *shlex.split(label)) for key, label in trials.items()}
+    except ValueError as error:
+        raise UserError(f"{file}: {error}, expected arguments as a shell takes them") from None
+    return [Trial(script, argv[key], label, key, base, cwd) for key, label in trials.items()]
 
 
 def sweep_roots(folder: str | Path) -> list[Path]:
@@ -175,6 +177,8 @@ def parse(argv: Sequence[str]):
     args = parser.parse_args([*first, *words])
     args.options = [(option, values) for option, values in options if option not in ours]
     args.shared = shared
+    if args.address and not re.fullmatch(r".+:\d+", args.address):
+        raise UserError(f"--address: found {args.address!r}, expected HOST:PORT of a Ray cluster")
     if args.gpus > 1 and args.gpus != int(args.gpus):
         raise UserError(f"--gpus: found {args.gpus:g}, expected a whole number or one below 1")
     if args.name and not re.fullmatch(r"[\w.-]*\w[\w.-]*", args.name):
@@ -213,9 +217,11 @@ def main(argv: list[str] | None = None) -> list[Path]:
     keys = "".join(trial.key for trial in trials).encode()
     name = args.name or f"{Path(script).stem}-{hashlib.sha256(keys).hexdigest()[:8]}"
     open_trials = [trial for trial in trials if trial.record()["state"] != "finished"]
-    folder = write_sweep(name, trials)
-    print(f"sweep: {folder}", flush=True)
-    errors = run_trials(args, trials, open_trials, argv) if open_trials else {}
+    if open_trials:
+        errors = run_trials(args, name, trials, open_trials, argv)
+    else:
+        write_sweep(name, trials)
+        errors = {}
     for trial in trials:
         if trial.key in errors:
             print(f"failed: {trial.label}: {errors[trial.key]} ({trial.file('err')})", file=sys.stderr)
@@ -225,7 +231,9 @@ def main(argv: list[str] | None = None) -> list[Path]:
     return [Path(root) for trial in trials if (root := trial.record()["root"])]
 
 
-def run_trials(args, trials: Sequence[Trial], open_trials: Sequence[Trial], argv: Sequence[str]) -> dict[str, str]:
+def run_trials(
+    args, name: str, trials: Sequence[Trial], open_trials: Sequence[Trial], argv: Sequence[str]
+) -> dict[str, str]:
     """Run the trials that are not finished, and return the errors of those that failed, by key."""
     from tqdm import tqdm
 
@@ -235,6 +243,7 @@ def run_trials(args, trials: Sequence[Trial], open_trials: Sequence[Trial], argv
         nodes = cluster.nodes_for(ray, args.cpus, args.gpus)
         if args.address:
             cluster.check_nodes(ray, nodes, trials[0], data_root)
+        write_sweep(name, trials)
         done = len(trials) - len(open_trials)
         with tqdm(total=len(trials), initial=done, desc="trials", smoothing=0, disable=None) as bar:
             resources = (args.cpus, args.gpus)

@@ -1,7 +1,7 @@
 """A trial: a script with its arguments, known by them, run as a process, and a record of how far it is.
 
-Records are `$DWP_PATH/exman-<script>/trials/<key>.yaml`, beside the trial's last output (`.out`, `.err`) and its lock. They
-belong to no sweep, so overlapping sweeps share what is finished. Does not import torch or Ray.
+Records are `$DWP_PATH/exman-<script>/trials/<key>.yaml`, beside the trial's last output (`.out`, `.err`) and its lock.
+They belong to no sweep, so overlapping sweeps share what is finished. Does not import torch or Ray.
 """
 
 import contextlib
@@ -31,20 +31,21 @@ from runs import UserError, read_yaml, write_whole
 SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
 # Of a script's arguments, those that its results do not depend on, and those that are files or folders.
 NOT_COUNTED = ("name", "tmp", "config", "continue_run", "checkpoint_freq", "tensorboard")
-PATHS = "data_dir train test vae_list flow_list filters_list pretrained resume resume_vae resume_opt".split()
+PATHS = ("data_dir", "train", "test", "vae_list", "flow_list", "filters_list", "pretrained", "resume", "resume_vae")
+PATHS += ("resume_opt",)
 METRICS = {"train-net.py": "test_acc", "train-vae.py": "test_elbo", "train-bnn.py": "ens["}  # or what starts so
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 ROOT_LINE = b"run directory: "
 STOPS = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.01  # seconds between two looks at a process
-# Ends the process group $0 when standard input ends without a line, which is when who started both has died. A script of
-# ours needs the time for its checkpoint; what does not end in a minute is killed.
+# Ends the process group $0 when standard input ends without a line, which is when who started both has died. A script
+# of ours needs the time for its checkpoint; what does not end in a minute is killed.
 WATCHDOG = """
 read -r done && exit
-kill -TERM -- "-$0"
+kill -TERM "-$0"
 seconds=0
-while sleep 1 && [ $((seconds += 1)) -lt 60 ]; do kill -0 -- "-$0" 2>/dev/null || exit; done
-kill -KILL -- "-$0"
+while sleep 1 && [ $((seconds += 1)) -lt 60 ]; do kill -0 "-$0" 2>/dev/null || exit; done
+kill -KILL "-$0"
 """
 
 
@@ -90,6 +91,21 @@ def hold(path: Path) -> Iterator[int | None]:
             os.close(lock)
 
 
+def held(path: Path) -> bool:
+    """Whether a process holds that lock."""
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+
+
 @dataclass(frozen=True)
 class Trial:
     """A script (absolute path), its arguments, the key that they have, and the folders it belongs to."""
@@ -105,6 +121,11 @@ class Trial:
     def ours(self) -> bool:
         """Whether its script is one of this project's, which has run directories and goes on with --continue."""
         return Path(self.script) in [runs.ROOT / name for name in SCRIPTS]
+
+    @property
+    def script_name(self) -> str:
+        """What `find_script` finds it by, from any folder and in a copy of the project."""
+        return Path(self.script).name if self.ours else self.script
 
     def file(self, suffix: str) -> Path:
         return self.base / "trials" / f"{self.key}.{suffix}"
@@ -138,10 +159,8 @@ class Trial:
                 record |= {"root": "", "state": "waiting" if record["state"] == "finished" else record["state"]}
             elif self.progress(record["root"]).get("state") == "finished":
                 record |= {"state": "finished", "error": ""}
-        if record["state"] == "running":
-            with hold(self.file("lock")) as lock:
-                if lock is not None:
-                    record["state"] = "interrupted"
+        if record["state"] == "running" and not held(self.file("lock")):
+            record["state"] = "interrupted"
         return record
 
     def write(self, record: dict[str, Any]) -> None:
@@ -149,9 +168,9 @@ class Trial:
         root = record["root"]
         if root and Path(root).is_relative_to(self.base):
             root = str(Path(root).relative_to(self.base))
-        own = {"script": self.script, "arguments": shlex.join(self.argv)}
+        content = record | {"root": root, "script": self.script_name, "arguments": shlex.join(self.argv)}
         with write_whole(self.file("yaml")) as file:
-            file.write(yaml.safe_dump(record | {"root": root} | own, sort_keys=False).encode())
+            file.write(yaml.safe_dump(content, sort_keys=False, width=10**6).encode())
 
     def progress(self, root: str) -> dict[str, Any]:
         """What the run says of itself: `state`, `epoch`, `epochs`; nothing before it has begun."""
@@ -185,7 +204,7 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
             value = args.get(name)
             if value:
                 args[name] = list(map(os.path.abspath, value)) if isinstance(value, list) else os.path.abspath(value)
-        identity = [Path(script).name, args]
+        identity = [trial.script_name, args]
     else:
         identity = [script, list(argv), cwd]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
@@ -202,10 +221,10 @@ def last_line(path: Path, code: int) -> str:
 
 
 def run(trial: Trial, env: dict[str, str], stop: threading.Event) -> dict[str, Any]:
-    """Run a trial's process to its end, or go on with it, and return its record; `state` is busy where it runs elsewhere.
+    """Run a trial's process to its end, or go on with it, and return its record.
 
-    `env` is set in its environment. When `stop` is set the process gets SIGTERM, which makes a script of ours write a
-    checkpoint. It does not outlive this process: a watchdog ends it. `interrupted` is one that a signal stopped.
+    `state` is busy where it runs elsewhere. `env` is set in its environment. When `stop` is set the process gets
+    SIGTERM, which makes a script of ours write a checkpoint. It does not outlive this process: a watchdog ends it.
     """
     with hold(trial.file("lock")) as lock:
         if lock is None:
