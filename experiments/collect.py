@@ -22,10 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from experiments.sweep import read_sweep
-from experiments.trials import Trial, dwp_path
+from experiments.trials import Trial, dwp_path, held
 from runs import RUN_KEYS, Parser, UserError, command, read_rows, read_yaml, require_packages, write_whole
 
 if TYPE_CHECKING:
@@ -92,13 +90,7 @@ def run_state(root: Path) -> str | None:
     state = text(read_yaml(root / "state.yaml", f"{root}/state.yaml").get("state"))
     if state not in STATES:
         raise UserError(f"{root}/state.yaml: found {state!r}, expected one of {', '.join(STATES)}")
-    if state == "running":
-        try:
-            with FileLock(root / ".lock", timeout=0):
-                return "killed"
-        except (Timeout, OSError):  # OSError: the folder of somebody else
-            pass
-    return state
+    return "killed" if state == "running" and not held(root / ".lock") else state
 
 
 def read_run(root: Path) -> Record:

@@ -29,7 +29,6 @@ from experiments.trials import dwp_path
 from runs import Parser, UserError, command, data_root, read_yaml, require_packages, write_whole
 
 WEIGHTS = {"train-net.py": "model.torch", "train-vae.py": "vae_params.torch", "train-bnn.py": "model.torch"}
-
 VAE_FILES = ("params.yaml", "vae_params.torch")
 MISSING = "missing"  # in place of a file's hash
 
@@ -97,31 +96,29 @@ def stage(
     return outputs
 
 
-def put_run_aside(file: Path) -> None:
-    """Move the run directory of a file to its script's tmp/, where the sweep does not take it for a finished trial."""
-    run = file.parent
-    if not run.is_dir():
-        return
-    try:
-        run.rename(run.parent.parent / "tmp" / run.name)
-        (run.parent.parent / "index" / f"{run.name}.yaml").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: cannot be moved to tmp/: {error.strerror}") from None
-    print(f"{file}: not what it was when it was written; its run is moved to tmp/ and made again", file=sys.stderr)
-
-
 def swept(
-    out: Path, name: str, script: str, grid: str, shared: Sequence[str], own: Sequence[str], inputs=()
+    out: Path, name: str, script: str, grid: str, shared: Sequence[str], own: Sequence[str], inputs: Sequence[Path] = ()
 ) -> list[Path]:
     """The stage of a sweep: `params.yaml`, log and weights of each trial, in the order of the grid."""
-    arguments = [script, *shlex.split(grid), "--", *shared]
+    base, words = dwp_path() / f"exman-{script}", [*shlex.split(grid), "--", *shared]
 
     def make() -> list[Path]:
-        roots = sweep.main([script, *own, "--name", f"{out.name}-{name}", *shlex.split(grid), "--", *shared])
-        files = ("params.yaml", f"{script}-logs.csv", WEIGHTS[script])
-        return [root / file for root in roots for file in files]
+        roots = sweep.main([script, *own, "--name", f"{out.name}-{name}", *words])
+        return [root / file for root in roots for file in ("params.yaml", f"{script}-logs.csv", WEIGHTS[script])]
 
-    return stage(out, name, arguments, inputs, make, put_run_aside)
+    def put_aside(file: Path) -> None:
+        """Move the run directory of a file to tmp/, where the sweep does not take it for a finished trial."""
+        run = file.parent
+        if run.parent != base / "runs" or not run.is_dir():
+            return
+        try:
+            run.rename(base / "tmp" / run.name)
+            (base / "index" / f"{run.name}.yaml").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{run}: cannot be moved to tmp/: {error.strerror}") from None
+        print(f"{file}: not what it was; its run is moved to tmp/ and trained again", file=sys.stderr)
+
+    return stage(out, name, [script, *words], inputs, make, put_aside)
 
 
 def keep(files: Sequence[Path], folder: Path) -> list[Path]:

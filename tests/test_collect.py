@@ -240,7 +240,8 @@ def test_states_of_true_runs(script, sandbox, monkeypatch):
 def test_a_sweep(write_run, sandbox, capsys):
     """Its trials' runs alone, and not those that have none yet."""
     trials = sweep.make_trials(sweep.find_script("train-net.py"), [("--seed", ["1..3"])], ["--epochs", "1"])
-    folder = sweep.write_sweep("some", trials)
+    sweep.write_sweep("some", trials)
+    folder = sandbox / "logs" / "sweeps" / "some"
     for number, trial in enumerate(trials[:2], 1):
         root = write_run("train-net.py", number, [{"t": 1, "test_acc": 0.5}], seed=number)
         trial.write({"state": "finished", "root": str(root), "attempts": 1, "error": ""})

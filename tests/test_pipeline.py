@@ -24,15 +24,15 @@ def trained(script, monkeypatch):
     counts = Counter()
     counts.stop_after = None
 
-    def run_trials(args, trials, open_trials, argv):
+    def run_trials(args, name, trials, open_trials, argv):
         for trial in open_trials:
             if counts.stop_after == 0:
                 raise runs.Stopped(2, "stopped")
             counts.stop_after = counts.stop_after and counts.stop_after - 1
-            name = Path(trial.script).name
-            root = script(name).main(list(trial.argv)).root
+            file = Path(trial.script).name
+            root = script(file).main(list(trial.argv)).root
             trial.write({"state": "finished", "root": str(root), "attempts": 1, "error": ""})
-            counts[name] += 1
+            counts[file] += 1
         return {}
 
     monkeypatch.setattr(sweep, "run_trials", run_trials)
