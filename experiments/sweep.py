@@ -93,7 +93,8 @@ def make_trials(script: str, grid: Sequence[tuple[str, list[str]]], shared: Sequ
         own = [word for name, value in zip(names, combination, strict=True) for word in (name, *value)]
         trial = make_trial(script, [*shared, *own], shlex.join(own))
         if trial.key in trials:
-            raise UserError(f"{trial.label}: found it and {trials[trial.key].label or 'nothing'}, which are one trial")
+            first = trials[trial.key].label
+            raise UserError(f"{trial.label}: found twice, as {first} too, expected trials that differ")
         trials[trial.key] = trial
     return list(trials.values())
 

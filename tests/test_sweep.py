@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import runs
@@ -29,7 +30,7 @@ NEEDS_RAY = pytest.mark.skipif(
     reason="Ray is not installed (requirements-sweep.txt), or there is no /proc to find its processes in",
 )
 VAE = ["--kernel_dim", "5", "--z_dim", "2", "--hidden_dim", "4", "--eval_freq", "2", "--device", "cpu"]
-EPOCHS = 150
+EPOCHS = 120
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def until(condition, seconds=90.0):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
+        time.sleep(0.2)
     return found
 
 
@@ -312,7 +313,7 @@ def with_checkpoint(folder):
         for trial, record in found
         if record["state"] == "running"
         and Path(record["root"], "checkpoint.torch").exists()
-        and trial.progress(record["root"])["epoch"] < EPOCHS // 2
+        and trial.progress(record["root"])["epoch"] < EPOCHS * 0.7
     ]
 
 
@@ -434,8 +435,8 @@ if seed == "3" and not (here / "stopped").exists():
 
 
 @NEEDS_RAY
-def test_a_cluster_that_loses_a_node_and_a_worker(nodes, sandbox, kernels, script, capsys):
-    """24 trials in two sweeps at once, six of them trainings: those that are hit go on, the others do not notice."""
+def test_a_cluster_that_loses_a_node_and_a_worker(nodes, sandbox, kernels, script, capsys, monkeypatch, request):
+    """24 trials in two sweeps at once, five of them trainings: those that are hit go on, the others do not notice."""
     text = f"""
 time.sleep(0.5)
 with open({str(sandbox / "ended")!r}, "a") as file:
@@ -445,7 +446,7 @@ print(random.Random(sys.argv[2]).random())
 """
     other_script(sandbox, text)
     folder = sandbox / "logs" / "sweeps" / "real"
-    sweeps = [nodes.sweep("train-vae.py", "--seed", "0..5", "--name", "real", "--", *kernels)]
+    sweeps = [nodes.sweep("train-vae.py", "--seed", "0..4", "--name", "real", "--", *kernels)]
 
     def victim():
         """A training with its record, the pid of its process, of the worker above and of the raylet above that."""
@@ -461,7 +462,7 @@ print(random.Random(sys.argv[2]).random())
         return found if found and "--node_ip_address=127.0.0." in nodes.raylets().get(found[-1], "") else None
 
     first, record, pid, _, raylet = until(not_on_head)
-    sweeps.append(nodes.sweep(str(sandbox / "other.py"), "--seed", "0..17"))
+    sweeps.append(nodes.sweep(str(sandbox / "other.py"), "--seed", "0..18"))
     sweep.main(["--status", "--name", "real"])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(first.label))
     assert "running" in line and f" of {EPOCHS} " in line and "test_elbo -" in line and record["root"] in line
@@ -474,7 +475,7 @@ print(random.Random(sys.argv[2]).random())
         err = process.communicate(timeout=120)[1]
         assert process.returncode == 0 and not err, err
     until(lambda: not [line for line in marked(nodes.mark).values() if str(sandbox) in line], 10)
-    assert sorted(map(int, (sandbox / "ended").read_text().split())) == list(range(18))
+    assert sorted(map(int, (sandbox / "ended").read_text().split())) == list(range(19))
     (short,) = (f for f in (sandbox / "logs" / "sweeps").iterdir() if f.name.startswith("other-"))
     for trial in sweep.read_sweep(short):
         assert trial.record()["state"] == "finished" and trial.record()["attempts"] == 1
@@ -482,19 +483,13 @@ print(random.Random(sys.argv[2]).random())
 
     real = sweep.read_sweep(folder)
     roots = sweep.sweep_roots(folder)
-    assert len(set(roots)) == 6 == len(list((sandbox / "logs" / "exman-train-vae.py" / "runs").iterdir()))
+    assert len(set(roots)) == 5 == len(list((sandbox / "logs" / "exman-train-vae.py" / "runs").iterdir()))
     assert first.record()["attempts"] == second.record()["attempts"] == 2 and first.record()["root"] == record["root"]
     other = next(trial for trial in real if trial not in (first, second))
-    by_hand = [
-        subprocess.Popen(
-            [sys.executable, trial.script, *trial.argv],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "DWP_PATH": str(sandbox / "by-hand")},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for trial in (first, second, other)
-    ]
-    for trial, process in zip((first, second, other), by_hand, strict=True):
-        root = process.communicate()[0].split("\n")[0].removeprefix("run directory: ")
-        assert process.returncode == 0
-        assert_same_end(Path(root), Path(trial.record()["root"]))
+    monkeypatch.setenv("DWP_PATH", str(sandbox / "by-hand"))
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    torch.set_num_threads(1)
+    for trial in (first, second, other):
+        by_hand = script("train-vae.py").main(list(trial.argv))
+        assert_same_end(by_hand.root, Path(trial.record()["root"]))
