@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import runs
 from experiments.trials import STOPS, THREADS, Trial, dwp_path, run
-from runs import Stopped, UserError
+from runs import UserError
 
 MOST_LOST = 20  # times in which a trial's worker may die before the trial counts as failed: it may be what kills it
 LOOK_EVERY = 0.2  # seconds
@@ -29,7 +30,7 @@ OBJECT_STORE = 100_000_000  # bytes; nothing large goes through Ray
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """The numbers of the SIGINTs and SIGTERMs that arrive, which do nothing else; Ray's own handler is put aside."""
+    """The numbers of the SIGINTs and SIGTERMs that arrive, which do nothing else."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -62,7 +63,6 @@ def connected(address: str) -> Iterator[ModuleType]:
         # Read when Ray is imported: its ports are bound to 127.0.0.1 alone, and ask for a token.
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets are in it
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
         options["object_store_memory"] = OBJECT_STORE
@@ -70,12 +70,11 @@ def connected(address: str) -> Iterator[ModuleType]:
 
     try:
         try:
-            ray.init(address or "local", **options)
+            with mock.patch.object(signal, "signal"):  # Ray's handler of SIGTERM would leave some of its processes
+                ray.init(address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
             what = f"--address: {address}" if address else "Ray"
-            raise UserError(f"{what}: {error}, expected a Ray that answers") from None
-        except SystemExit:  # by Ray's own handler of SIGTERM, while it starts
-            raise Stopped(signal.SIGTERM, "stopped by SIGTERM before a trial began") from None
+            raise UserError(f"{what}: {error}, expected one that answers, and its token") from None
         yield ray
     finally:
         ray.shutdown()
@@ -109,7 +108,7 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
     nonce = secrets.token_hex(8)
     folder = dwp_path() / "sweeps" / f".check-{nonce}"
     expected, script, cwd, root = digest(trial.script), trial.script, trial.cwd, str(runs.ROOT)
-    has_data = os.path.isdir(data_root)
+    data = os.listdir(data_root) if os.path.isdir(data_root) else []
 
     def look(node: str) -> str:
         """What is amiss on this node; a function within one, so that Ray sends its code."""
@@ -117,8 +116,9 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
             (folder / node).write_text((folder / "nonce").read_text())
         except OSError as error:
             return f"DWP_PATH {folder.parent.parent}: {error.strerror}, expected the folder that the others have"
-        if has_data and not os.path.isdir(data_root):
-            return f"DATA_ROOT {data_root}: found no such folder, expected it as on this machine"
+        missing = [name for name in data if not os.path.exists(os.path.join(data_root, name))]
+        if missing:
+            return f"DATA_ROOT {data_root}: found no {missing[0]}, expected it as on the machine that starts the sweep"
         if not os.path.isdir(cwd):
             return f"{cwd}: found no such folder, expected the one the sweep was started in"
         try:
@@ -127,7 +127,11 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
             found = digest_there(script)
         except (ImportError, OSError) as error:
             return f"{root}: {error}, expected the project's code and packages"
-        return "" if found == expected else f"{root}: found other code, expected the same as on this machine"
+        return (
+            ""
+            if found == expected
+            else f"{root}: found other code, expected the same as on the machine that starts the sweep"
+        )
 
     task = ray.remote(num_cpus=0, max_retries=0)(look)
     try:

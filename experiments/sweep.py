@@ -239,8 +239,7 @@ def run_trials(
     from tqdm import tqdm
 
     data_root = os.path.abspath(runs.data_root())
-    with cluster.signals() as before, cluster.connected(args.address) as ray, cluster.signals() as received:
-        received += before
+    with cluster.signals() as received, cluster.connected(args.address) as ray:
         nodes = cluster.nodes_for(ray, args.cpus, args.gpus)
         if args.address:
             cluster.check_nodes(ray, nodes, trials[0], data_root)

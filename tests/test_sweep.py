@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,7 +31,7 @@ NEEDS_RAY = pytest.mark.skipif(
     reason="Ray is not installed (requirements-sweep.txt), or there is no /proc to find its processes in",
 )
 VAE = ["--kernel_dim", "5", "--z_dim", "2", "--hidden_dim", "4", "--eval_freq", "2", "--device", "cpu"]
-EPOCHS = 120
+EPOCHS = 100
 
 
 @pytest.fixture
@@ -369,11 +370,11 @@ class Nodes:
         for i in (2, 3):  # one after the other: two at once take the same names for their sockets
             assert self.node("--address", self.address, ip=f"127.0.0.{i}").wait(60) == 0
 
-    def node(self, *argv, ip):
+    def node(self, *argv, ip, before=()):
         ray = [Path(sys.executable).with_name("ray"), "start", "--node-ip-address", ip, "--temp-dir", self.folder]
         more = ["--num-cpus", "1", "--num-gpus", "0", "--object-store-memory", "80000000"]
         return subprocess.Popen(
-            [*ray, *more, *argv],
+            [*before, *ray, *more, *argv],
             env=os.environ | self.env | {MARK: self.mark},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -395,6 +396,7 @@ class Nodes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         until(lambda: not marked(self.mark), 10)
+        shutil.rmtree(self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -435,8 +437,47 @@ if seed == "3" and not (here / "stopped").exists():
 
 
 @NEEDS_RAY
+def test_sweeps_that_share_trials(nodes, sandbox):
+    """At the same time: each trial runs once."""
+    other_script(sandbox, f"time.sleep(0.5); open({str(sandbox / 'ended')!r}, 'a').write(sys.argv[2] + '\\n')")
+    sweeps = [nodes.sweep(str(sandbox / "other.py"), "--seed", seeds) for seeds in ("0..3", "2..5")]
+    for process in sweeps:
+        out, err = process.communicate(timeout=90)
+        assert process.returncode == 0 and out.endswith("4 of 4 trials are finished\n") and not err
+    assert sorted(map(int, (sandbox / "ended").read_text().split())) == list(range(6))
+
+
+@NEEDS_RAY
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0,
+    reason="needs the right to mount",
+)
+@pytest.mark.parametrize(
+    "hidden, expected", [("logs", "DWP_PATH "), ("data", "DATA_ROOT "), ("code", f"{runs.ROOT}: ")]
+)
+def test_a_node_that_does_not_share_what_it_must(nodes, sandbox, hidden, expected):
+    """A node at which another file system covers a folder is found before anything starts."""
+    (sandbox / "logs").mkdir()
+    other_script(sandbox, "")
+    folder = {"logs": sandbox / "logs", "data": sandbox / "data", "code": runs.ROOT / "models"}[hidden]
+    before = set(nodes.raylets())
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder)]
+    assert nodes.node("--address", nodes.address, ip="127.0.0.4", before=mount).wait(60) == 0
+    try:
+        process = nodes.sweep(str(sandbox / "other.py"), "--seed", "0..3")
+        err = process.communicate(timeout=90)[1]
+    finally:
+        (raylet,) = set(nodes.raylets()) - before
+        os.kill(raylet, signal.SIGTERM)
+        until(lambda: raylet not in nodes.raylets())
+    assert process.returncode == 2 and len(err.splitlines()) == 1, err
+    assert f"--address: node 127.0.0.4: {expected}" in err
+    assert not list((sandbox / "logs").rglob("*.yaml"))
+
+
+@NEEDS_RAY
 def test_a_cluster_that_loses_a_node_and_a_worker(nodes, sandbox, kernels, script, capsys, monkeypatch, request):
-    """24 trials in two sweeps at once, five of them trainings: those that are hit go on, the others do not notice."""
+    """24 trials in two sweeps at once, four of them trainings: those that are hit go on, the others do not notice."""
     text = f"""
 time.sleep(0.5)
 with open({str(sandbox / "ended")!r}, "a") as file:
@@ -446,7 +487,7 @@ print(random.Random(sys.argv[2]).random())
 """
     other_script(sandbox, text)
     folder = sandbox / "logs" / "sweeps" / "real"
-    sweeps = [nodes.sweep("train-vae.py", "--seed", "0..4", "--name", "real", "--", *kernels)]
+    sweeps = [nodes.sweep("train-vae.py", "--seed", "0..3", "--name", "real", "--", *kernels)]
 
     def victim():
         """A training with its record, the pid of its process, of the worker above and of the raylet above that."""
@@ -462,7 +503,7 @@ print(random.Random(sys.argv[2]).random())
         return found if found and "--node_ip_address=127.0.0." in nodes.raylets().get(found[-1], "") else None
 
     first, record, pid, _, raylet = until(not_on_head)
-    sweeps.append(nodes.sweep(str(sandbox / "other.py"), "--seed", "0..18"))
+    sweeps.append(nodes.sweep(str(sandbox / "other.py"), "--seed", "0..19"))
     sweep.main(["--status", "--name", "real"])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(first.label))
     assert "running" in line and f" of {EPOCHS} " in line and "test_elbo -" in line and record["root"] in line
@@ -475,7 +516,7 @@ print(random.Random(sys.argv[2]).random())
         err = process.communicate(timeout=120)[1]
         assert process.returncode == 0 and not err, err
     until(lambda: not [line for line in marked(nodes.mark).values() if str(sandbox) in line], 10)
-    assert sorted(map(int, (sandbox / "ended").read_text().split())) == list(range(19))
+    assert sorted(map(int, (sandbox / "ended").read_text().split())) == list(range(20))
     (short,) = (f for f in (sandbox / "logs" / "sweeps").iterdir() if f.name.startswith("other-"))
     for trial in sweep.read_sweep(short):
         assert trial.record()["state"] == "finished" and trial.record()["attempts"] == 1
@@ -483,7 +524,7 @@ print(random.Random(sys.argv[2]).random())
 
     real = sweep.read_sweep(folder)
     roots = sweep.sweep_roots(folder)
-    assert len(set(roots)) == 5 == len(list((sandbox / "logs" / "exman-train-vae.py" / "runs").iterdir()))
+    assert len(set(roots)) == 4 == len(list((sandbox / "logs" / "exman-train-vae.py" / "runs").iterdir()))
     assert first.record()["attempts"] == second.record()["attempts"] == 2 and first.record()["root"] == record["root"]
     other = next(trial for trial in real if trial not in (first, second))
     monkeypatch.setenv("DWP_PATH", str(sandbox / "by-hand"))
