@@ -4,6 +4,7 @@ import argparse
 import csv
 import datetime
 import functools
+import importlib.util
 import io
 import math
 import os
@@ -27,6 +28,7 @@ from models.configs import DATA_SETS, INIT_NEEDS, MODELS, PRIOR_NEEDS
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent
 RUN_KEYS = ("root", "time", "id", "environment")  # of a run, beside its arguments, in params.yaml
@@ -53,6 +55,13 @@ class Stopped(Exception):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.number = number
+
+
+def require_packages(what: str, *names: str) -> None:
+    """Check that packages of requirements-sweep.txt are there for `what`. Raises UserError."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{what}: found no package {name}, expected it: pip install -r requirements-sweep.txt")
 
 
 def command(main: Callable) -> Callable:
@@ -180,6 +189,13 @@ def variance(text: str) -> float | str:
     return text if text == "train" else number(float, 0, open_low=True)(text)
 
 
+def tensorboard_switch(text: str) -> int:
+    """An argparse type: 0, or 1 where the package is there."""
+    if int(text):
+        require_packages("--tensorboard", "tensorboard")
+    return int(text)
+
+
 def add_run_options(parser: Parser) -> None:
     """Options every script has: where the run goes, its seed and its device."""
     group = parser.add_argument_group("run")
@@ -208,6 +224,13 @@ def add_run_options(parser: Parser) -> None:
         type=number(int, 0),
         default=0,
         help="epochs between checkpoints, from which --continue goes on; 0: after those with an evaluation",
+    )
+    group.add_argument(
+        "--tensorboard",
+        type=tensorboard_switch,
+        choices=(0, 1),
+        default=0,
+        help="1: learning curves for TensorBoard too, in the run directory",
     )
 
 
@@ -422,6 +445,7 @@ class Run:
         self.stopped_by: int | None = None
         self._first_bad: torch.Tensor | None = None
         self._logged = False
+        self._events: SummaryWriter | None = None
         if args.continue_run:
             self.root = Path(args.continue_run)
         else:
@@ -499,6 +523,8 @@ class Run:
         tqdm.write(f"run directory: {self.root}", file=sys.stdout)
         sys.stdout.flush()
         self._write_state("running", total)
+        if self.args.tensorboard:
+            self._start_events()
         written = time.monotonic()
         with self._signals(), tqdm(total=total, initial=self.epoch, desc="epochs", disable=None) as bar:
             while self.epoch < total:
@@ -515,6 +541,8 @@ class Run:
                 if time.monotonic() > written + STATE_EVERY:
                     self._write_state("running", total)
                     written = time.monotonic()
+        if self._events:
+            self._events.close()
         self._write_state("finished", total)
         self._lock.release()
 
@@ -602,6 +630,7 @@ class Run:
         self.rows.append({"t": t, **values})
         self._logged = True
         self._write_logs()
+        self._write_events(self.rows[-1:])
         from tqdm import tqdm  # prints above a progress bar
 
         tqdm.write(table_lines(self.rows, len(self.rows) - 1), file=sys.stdout)
@@ -622,6 +651,29 @@ class Run:
         for suffix, content in (("csv", text.getvalue()), ("out", lines)):
             with write_whole(self.root / f"{self.script}-logs.{suffix}") as file:
                 file.write(content.encode())
+
+    def _start_events(self) -> None:
+        """Let rows go to a file for TensorBoard too, the log's rows so far first.
+
+        A continued run writes them again, in place of the old file, which may have rows after the checkpoint.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        for old in self.root.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._events = SummaryWriter(self.root)
+        self._write_events(self.rows)
+
+    def _write_events(self, rows: Sequence[dict[str, float]]) -> None:
+        if self._events is None:
+            return
+        try:
+            for row in rows:
+                for name in row.keys() - {"t"}:
+                    self._events.add_scalar(name, row[name], row["t"])
+            self._events.flush()
+        except OSError as error:
+            raise UserError(f"{self.root}: events for TensorBoard cannot be written: {error.strerror}") from None
 
     def export(self) -> None:
         """Write the state dict of each tracked module and optimizer, each file whole, as `<name>.torch`."""
@@ -661,7 +713,7 @@ def read_rows(path: Path, what: str) -> list[dict[str, float]]:
         with open(path, newline="") as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
         return [{**row, "t": int(row["t"])} for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, csv.Error) as error:
         raise UserError(f"{what}: {path.name}: {error}, expected the log's table") from None
 
 

@@ -116,6 +116,8 @@ def main(argv: list[str] | None = None) -> runs.Run:
     totals = torch.zeros(3, device=device)
     run = runs.Run(SCRIPT, args, device)
     run.track(model=net, opt=optimizer, reverse=reverse, totals=totals)
+    if run.step == 0:
+        runs.write_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = runs.Stopwatch()
 
     @torch.no_grad()

@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> runs.Run:
     totals = torch.zeros(4, device=device)
     run = runs.Run(SCRIPT, args, device)
     run.track(model=net, opt=optimizer, totals=totals)
+    if run.step == 0:
+        runs.write_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = runs.Stopwatch()
 
     def l2_norm() -> torch.Tensor:

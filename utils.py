@@ -31,6 +31,7 @@ from runs import UserError, data_root, read_yaml, variance
 
 CROP_PADDING = 4  # pixels on each side
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+SHOWN_KERNELS = 64  # of a conv layer, kept of the network as it starts
 
 # By name in `models.configs.MODELS`: from a command's arguments and `ConvNet`'s further options.
 NETWORKS: dict[str, Callable[..., ConvNet]] = {
@@ -493,6 +494,20 @@ def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
             k = weight.shape[-1]
             found.setdefault(k, []).append(weight.reshape(-1, 1, k, k))
     return {k: torch.cat(kernels) for k, kernels in found.items()}
+
+
+def shown_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels (n, 1, k, k) of each conv layer in a network's state dict, by the layer's name.
+
+    At most SHOWN_KERNELS of a layer, evenly spaced over it: the same ones before and after a training.
+    """
+    shown = {}
+    for name, weight in state.items():
+        if name.endswith(".weight") and weight.ndim == 4 and not name.endswith(".var.weight"):
+            kernels = weight.flatten(0, 1).unsqueeze(1)
+            index = torch.linspace(0, len(kernels) - 1, min(SHOWN_KERNELS, len(kernels))).long()
+            shown[name.removesuffix(".weight").removesuffix(".mean")] = kernels[index].cpu().contiguous()
+    return shown
 
 
 def prune_kernels(kernels: Tensor, min_norm: float) -> Tensor:

@@ -37,10 +37,9 @@ def text_histogram(norms: "np.ndarray") -> str:
 
 
 def find_models(patterns: list[str]) -> list[Path]:
-    """The model.torch files of the run directories that the globs match. Raises UserError where there are none."""
-    models = sorted(
-        {Path(folder) / "model.torch" for p in patterns for folder in glob.glob(p) if Path(folder).is_dir()}
-    )
+    """The model.torch files of the run directories that the globs match, sorted by glob. Raises UserError if none."""
+    folders = (folder for pattern in patterns for folder in sorted(glob.glob(pattern)) if Path(folder).is_dir())
+    models = list(dict.fromkeys(Path(folder) / "model.torch" for folder in folders))
     missing = [model for model in models if not model.is_file()]
     if missing:
         raise UserError(f"--runs: {missing[0]} is missing, expected a run directory of train-net.py")

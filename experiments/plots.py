@@ -13,6 +13,7 @@ LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus 
 LATENT_STEPS = 7
 NORM_FLOOR = 1e-5  # smaller norms are drawn as this one
 COLUMNS = 16  # kernels in a row of `plot_rows`
+TILES = 8  # kernels in a row of `tiled`
 
 
 def kernel_image(kernel: torch.Tensor) -> np.ndarray:
@@ -67,6 +68,29 @@ def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
             axis.imshow(kernel_image(kernel), cmap=COLORS, vmin=-1, vmax=1)
         line[0].text(-0.3, 0.5, name, ha="right", va="center", transform=line[0].transAxes)
     figure.suptitle(title)
+    return figure
+
+
+def tiled(kernels: torch.Tensor) -> np.ndarray:
+    """Kernels (n, 1, k, k) as one picture, each on its own scale, with gaps of NaN between them."""
+    n, k = len(kernels), kernels.shape[-1]
+    columns = min(n, TILES)
+    picture = np.full((-(-n // columns) * (k + 1), columns * (k + 1)), np.nan)
+    for i, kernel in enumerate(kernels):
+        top, left = i // columns * (k + 1), i % columns * (k + 1)
+        picture[top : top + k, left : left + k] = kernel_image(kernel)
+    return picture[:-1, :-1]
+
+
+def plot_before_after(before: torch.Tensor, after: torch.Tensor) -> plt.Figure:
+    """The same kernels (n, 1, k, k) before and after a training, side by side."""
+    pictures = [tiled(before), tiled(after)]
+    height, width = pictures[0].shape
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2 * height / width + 0.4), squeeze=False)
+    for axis, picture, title in zip(axes[0], pictures, ("before", "after"), strict=True):
+        axis.imshow(picture, cmap=COLORS, vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +22,12 @@ SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "2", "--bs", 
 SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
 COMMANDS = (
     *SCRIPTS,
+    "experiments.collect",
+    "experiments.pipeline",
     "experiments.elbo_table",
     "experiments.extract_kernels",
     "experiments.plot_kernels",
+    "experiments.sweep",
     "experiments.vae_stats",
     "experiments.demo",
     "data.prepare_mnist",
@@ -98,7 +102,8 @@ def single_options():
 
 @pytest.mark.parametrize("name, option, value", list(single_options()))
 def test_a_value_that_an_option_does_not_take(refusal, name, option, value):
-    required = [w for a in PARSERS[name]._actions if a.required for w in (a.option_strings[0], "x")]
+    needed = [a.option_strings[0] for a in PARSERS[name]._actions if a.required]
+    required = [word for other in needed if other != option for word in (other, "x")]
     err = refusal(name, [*required, f"{option}={value}"])
     assert option in err and value in err and ("expected" in err or "choose" in err or "invalid" in err)
 
@@ -175,9 +180,44 @@ MISTAKES = [
     ("experiments.extract_kernels", ["--runs", ".", "--out", "x"], "--runs: model.torch is missing"),
     ("experiments.plot_kernels", ["--conv", "nowhere", "--out", "x"], "--conv"),
     ("experiments.plot_kernels", ["--conv", "nowhere"], "--out"),
+    ("experiments.sweep", [], "SCRIPT: found none"),
+    ("experiments.sweep", ["--seed", "0..3"], "SCRIPT: found none"),
+    ("experiments.sweep", ["--status", "--seed", "0..3"], "SCRIPT: found a grid without it"),
+    ("experiments.sweep", ["nowhere.py", "--seed", "0..3"], "SCRIPT: found 'nowhere.py', expected train-net.py, "),
+    ("experiments.sweep", ["README.md"], "SCRIPT: found 'README.md'"),
+    ("experiments.sweep", ["train-net.py", "train-vae.py"], "unrecognized arguments: train-vae.py"),
+    ("experiments.sweep", ["train-net.py", "--cpus", "1", "2"], "unrecognized arguments: 2"),
+    ("experiments.sweep", ["train-net.py", "--seed"], "--seed: found no value"),
+    ("experiments.sweep", ["train-net.py", "--seed", "3..1"], "--seed: found 3..1"),
+    ("experiments.sweep", ["train-net.py", "--seed", "0..999999"], "--seed: found 0..999999"),
+    ("experiments.sweep", ["train-net.py", "--seed", "0..999", "--bs", "1..999"], "found a grid of 999000 trials"),
+    ("experiments.sweep", ["train-net.py", "--seed", "0..-3"], "--seed: found '0..-3', expected a whole number"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "01"], "--seed 01: found twice, as --seed 1 too"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--seed", "2"], "--seed: found twice"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--", "--seed=2"], "--seed: found twice"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--", "--prior", "sn"], "unrecognized arguments: --prior"),
+    ("experiments.sweep", ["train-net.py", "--lr", "1", "-1"], "--lr: found '-1', expected a number above 0"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--", "--epochs", "0"], "--epochs: found '0'"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--", "--continue", "x"], "--continue: found in a sweep"),
+    ("experiments.sweep", ["train-bnn.py", "--prior_list", "sn sn", "sn"], "--prior_list: found 1"),
+    ("experiments.sweep", ["train-bnn.py", "--prior_list", "sn 'sn"], '--prior_list: found "sn \'sn"'),
+    ("experiments.sweep", ["train-net.py", "--grid", "nowhere.yaml"], "--grid nowhere.yaml"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--gpus", "1.5"], "--gpus: found 1.5"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--name", "../x"], "--name: found '../x'"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--address", "auto"], "--address: found 'auto'"),
+    ("experiments.sweep", ["train-net.py", "--seed", "1", "--address", "127.0.0.1:1"], "127.0.0.1:1 cannot be reached"),
+    ("experiments.sweep", ["--status", "--name", "nothing"], "--status: found no sweep nothing in "),
     ("experiments.elbo_table", ["--vaes", "nowhere", "--data", "x"], "--vaes nowhere/params.yaml"),
     ("experiments.vae_stats", ["--vae", "nowhere", "--data", "x"], "--vae nowhere/params.yaml"),
     ("experiments.demo", ["--split", "1.5"], "--split"),
+    ("experiments.collect", ["nowhere"], "PATH nowhere: found neither runs (exman-*)"),
+    ("experiments.collect", ["--by"], "--by"),
+    ("experiments.collect", ["--nope"], "--nope"),
+    ("experiments.pipeline", [], "--scale"),
+    ("experiments.pipeline", ["--scale", "huge"], "--scale"),
+    ("experiments.pipeline", ["--scale", "smoke", "--", "--cpus", "0"], "--cpus"),
+    ("experiments.pipeline", ["--scale", "smoke", "--", "--seed", "1..2"], "--: found --seed 1..2, expected --cpus"),
+    ("experiments.pipeline", ["--scale", "smoke", "--", "--dry-run"], "--: found --dry-run"),
     ("data.prepare_not_mnist", ["--fonts", "nowhere"], "--fonts: nowhere does not exist"),
     ("data.prepare_not_mnist", ["--archive", "nowhere"], "--archive: nowhere does not exist"),
     ("data.prepare_not_mnist", ["--archive", "a", "--fonts", "b"], "not allowed with"),
@@ -189,6 +229,25 @@ MISTAKES = [
 @pytest.mark.parametrize("name, argv, expected", MISTAKES)
 def test_a_mistake(refusal, name, argv, expected):
     assert expected in refusal(name, argv)
+
+
+def test_by_what_no_run_has(refusal, sandbox):
+    root = sandbox / "logs" / "exman-train-net.py" / "runs" / "000001-x"
+    root.mkdir(parents=True)
+    (root / "params.yaml").write_text("seed: 1\nlr: 0.1\n")
+    (root / "train-net.py-logs.csv").write_text("t,test_acc\n1,0.5\n")
+    assert "--by: found 'nope', expected arguments of these runs: lr, seed" in refusal(
+        "experiments.collect", ["--by", "seed", "nope"]
+    )
+
+
+def test_a_pipeline_without_data_or_twice(refusal, sandbox):
+    out = sandbox / "logs" / "pipeline" / "smoke"
+    out.mkdir(parents=True)
+    with FileLock(out / ".lock"):
+        assert "found a pipeline that runs there" in refusal("experiments.pipeline", ["--scale", "smoke"])
+    (sandbox / "data" / "not-mnist" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    assert "--data not-mnist" in refusal("experiments.pipeline", ["--scale", "smoke"])
 
 
 # Those that show in the arguments alone, without a look into a file.

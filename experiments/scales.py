@@ -1,0 +1,92 @@
+"""How large the stages of `experiments.pipeline` are: the arguments of their commands, at each scale."""
+
+from typing import NamedTuple
+
+
+class Sweep(NamedTuple):
+    """The arguments of a sweep of one of the scripts.
+
+    grid : its options with the values to try, as `experiments.sweep` takes them before `--`.
+    shared : what all trials share. `{vae7x7}` stands for the folder of the 7x7 VAE, and so on.
+    """
+
+    grid: str
+    shared: str
+
+
+class Scale(NamedTuple):
+    """The pipeline at one scale.
+
+    nets : sweeps of train-net.py by name, whose kernels are taken together.
+    kernels : of experiments.extract_kernels: a threshold for each kernel size that has a VAE.
+    vaes : of train-vae.py, by kernel size.
+    bnns : sweeps of train-bnn.py by name.
+    by : the arguments of train-bnn.py by which the results are grouped.
+    stats : of experiments.vae_stats.
+    """
+
+    nets: dict[str, Sweep]
+    kernels: str
+    vaes: dict[int, str]
+    bnns: dict[str, Sweep]
+    by: str = "num_examples prior_list"
+    stats: str = ""
+
+
+FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
+FCONV3X3 = "--data not-mnist --model fconv3x3 --net_cfg vanilla --l2 0.001"
+BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
+PRIORS = "--prior_list 'vae vae' 'sn sn'"
+
+SCALES = {
+    # Every stage in its true form, on almost nothing: what comes out is no prior.
+    "smoke": Scale(
+        nets={"all": Sweep("--seed 1..2", f"{FCONV} --hid_dim 4 6 --num_examples 50 --epochs 2 --bs 25")},
+        kernels="--min_norm_7x7 0 --min_norm_5x5 0",
+        vaes={7: "--hidden_dim 4 --z_dim 2 --num_epochs 3", 5: "--hidden_dim 4 --z_dim 3 --num_epochs 3"},
+        bnns={
+            "all": Sweep(
+                f"{PRIORS} --data_split_seed 0..1",
+                f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2",
+            )
+        },
+        stats="--kernels 20 --samples 2",
+    ),
+    # The networks, thresholds and VAEs of data/fconv/README.md, and 3x3 ones, which are not tuned.
+    "laptop": Scale(
+        nets={
+            "wide": Sweep("--seed 1..8", f"{FCONV} --bs 64 --hid_dim 64 128 --epochs 14 --eval_freq 7 --lr 0.003"),
+            # Many small networks give more 7x7 kernels in the same time.
+            "narrow": Sweep(
+                "--seed 101..136", f"{FCONV} --bs 64 --hid_dim 16 64 --epochs 20 --eval_freq 20 --lr 0.002"
+            ),
+            "3x3": Sweep(
+                "--seed 201..208", f"{FCONV3X3} --bs 64 --hid_dim 32 64 64 --epochs 14 --eval_freq 7 --lr 0.003"
+            ),
+        },
+        kernels="--min_norm_7x7 0.8 --min_norm_5x5 0.2 --min_norm_3x3 0.1",
+        vaes={
+            7: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --batch_size 16 --var 0.004 --eval_freq 50",
+            5: "--hidden_dim 64 --z_dim 4 --num_epochs 300 --var 0.001 --eval_freq 20",
+            3: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --var 0.001 --eval_freq 20",
+        },
+        bnns={
+            "all": Sweep(
+                f"{PRIORS} --num_examples 50 100 --data_split_seed 0..2",
+                f"{BNN} --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 512 --eval_freq 500",
+            )
+        },
+    ),
+    # The commands of the README, as the paper ran them.
+    "paper": Scale(
+        nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
+        kernels="--min_norm_7x7 0.8 --min_norm_5x5 0.2",
+        vaes={7: "--hidden_dim 32 --z_dim 2 --num_epochs 300", 5: "--hidden_dim 64 --z_dim 4 --num_epochs 300"},
+        bnns={
+            "all": Sweep(
+                f"{PRIORS} --num_examples 50 100 --data_split_seed 0..9",
+                f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100",
+            )
+        },
+    ),
+}

@@ -1,0 +1,198 @@
+"""The pipeline's stages: run when their arguments, inputs or outputs are others, else not; stopped, they go on."""
+
+import csv
+import shlex
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import runs
+import utils
+from experiments import page, pipeline, scales, sweep
+
+
+@pytest.fixture
+def trained(script, monkeypatch):
+    """Sweeps whose trials run in this process, one after the other: how many of each script have been trained.
+
+    `trained.stop_after` is the number of further trials after which a sweep is stopped as by Ctrl-C.
+    """
+    counts = Counter()
+    counts.stop_after = None
+
+    def run_trials(args, name, trials, open_trials, argv):
+        for trial in open_trials:
+            if counts.stop_after == 0:
+                raise runs.Stopped(2, "stopped")
+            counts.stop_after = counts.stop_after and counts.stop_after - 1
+            file = Path(trial.script).name
+            root = script(file).main(list(trial.argv)).root
+            trial.write({"state": "finished", "root": str(root), "attempts": 1, "error": ""})
+            counts[file] += 1
+        return {}
+
+    monkeypatch.setattr(sweep, "run_trials", run_trials)
+    return counts
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Without the pictures, which take most of the time."""
+
+    def figures(out, *more):
+        with runs.write_whole(out / "elbo.csv") as file:
+            file.write(b"elbo")
+        return [out / "elbo.csv"]
+
+    monkeypatch.setattr(pipeline, "figures", figures)
+    monkeypatch.setattr(page, "page", lambda *more: "page")
+
+
+@pytest.fixture
+def run(sandbox, capsys):
+    """Run the pipeline at scale smoke; the stages that were not done before, in order."""
+
+    def run(code=0):
+        if code:
+            with pytest.raises(SystemExit) as stop:
+                pipeline.main(["--scale", "smoke"])
+            assert stop.value.code == code
+        else:
+            pipeline.main(["--scale", "smoke"])
+        lines = [line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if line.split(":")[0] in STAGES]
+        return [name for name, rest in lines if rest != "done before"]
+
+    return run
+
+
+STAGES = ["nets-all", "kernels", "train-vae7x7", "vae7x7", "train-vae5x5", "vae5x5", "bnns-all", "figures", "results"]
+ALL = Counter({"train-net.py": 2, "train-vae.py": 2, "train-bnn.py": 4})
+
+
+def stamp(out, name):
+    return yaml.safe_load((out / "stages" / f"{name}.yaml").read_text())
+
+
+def change(monkeypatch, **fields):
+    monkeypatch.setitem(scales.SCALES, "smoke", scales.SCALES["smoke"]._replace(**fields))
+
+
+def test_every_stage_once(run, trained, sandbox):
+    out = sandbox / "logs" / "pipeline" / "smoke"
+    assert run() == STAGES and trained == ALL
+    for k in (7, 5):
+        (conv,), (vae,) = out.glob(f"conv{k}x{k}-*"), out.glob(f"vae{k}x{k}-*")
+        n = sum(len(np.load(conv / f"{part}.npy")) for part in ("train", "test"))
+        assert n == {7: 2 * 4, 5: 2 * 4 * 6}[k]
+        assert utils.load_vae(vae).kernel_dim == k
+    with open(out / "results" / "groups.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "last_ens[2]_test_acc"]
+    assert [(row["prior_list"], row["n"]) for row in rows] == [("vae vae", "2"), ("sn sn", "2")]
+    vae_lists = {
+        tuple(yaml.safe_load(p.read_text())["vae_list"])
+        for p in sandbox.glob("logs/exman-train-bnn.py/runs/*/params.yaml")
+    }
+    assert vae_lists == {tuple(str(next(out.glob(f"vae{k}x{k}-*"))) for k in (7, 5))}
+    with open(out / "figures" / "elbo.csv") as file:
+        assert [row["kernel_dim"] for row in csv.DictReader(file)] == ["7", "5"]
+    assert (out / "figures" / "latent7x7.png").exists() and (out / "results" / "page.html").exists()
+
+    files = {p: p.stat().st_mtime_ns for p in sandbox.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    assert run() == [] and trained == ALL
+    now = {p: p.stat().st_mtime_ns for p in sandbox.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    assert {p for p in now if now[p] != files.get(p)} == {out / "stages" / "data.yaml"}
+
+
+def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypatch):
+    run()
+    out, logs = sandbox / "logs" / "pipeline" / "smoke", sandbox / "logs"
+    before = Counter(trained)
+
+    def anew():
+        nonlocal before
+        stages, counts = run(), trained - before
+        before = Counter(trained)
+        return stages, dict(counts)
+
+    # Arguments of a VAE: it, what depends on it, and nothing else.
+    vaes = scales.SCALES["smoke"].vaes
+    change(monkeypatch, vaes={7: vaes[7], 5: vaes[5] + " --var 0.1"})
+    assert anew() == (
+        ["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
+        {"train-vae.py": 1, "train-bnn.py": 4},
+    )
+    # And back: what was trained before is known by its arguments, and by what the VAE's folder holds.
+    change(monkeypatch, vaes=vaes)
+    assert anew() == (["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"], {})
+    # More seeds: other kernels, other VAEs, other BNNs.
+    net = scales.SCALES["smoke"].nets["all"]
+    change(monkeypatch, nets={"all": net._replace(grid="--seed 1..3")})
+    assert anew() == (STAGES, {"train-net.py": 1, "train-vae.py": 2, "train-bnn.py": 4})
+    # An output that is missing, and one that was changed, of a run: it is trained again, to the same end.
+    first, *others = sorted(logs.glob("exman-train-net.py/runs/*"))
+    (first / "model.torch").unlink()
+    assert anew() == (["nets-all"], {"train-net.py": 1})
+    assert [p.name for p in (logs / "exman-train-net.py" / "tmp").iterdir()] == [first.name]
+    assert len(list(logs.glob("exman-train-net.py/runs/*"))) == 1 + len(others)
+    first = sorted(logs.glob("exman-train-net.py/runs/*"))[0]
+    shutil.rmtree(first)
+    assert anew() == (["nets-all"], {"train-net.py": 1})
+    log = Path(next(p for p in stamp(out, "bnns-all")["outputs"] if p.endswith(".csv")))
+    log.write_text("t\n1\n")
+    assert anew() == (["bnns-all", "results"], {"train-bnn.py": 1})
+    # Copies and pictures.
+    (vae,) = {Path(path).parent for path in stamp(out, "vae7x7")["outputs"]}
+    (vae / "vae_params.torch").write_bytes(b"")
+    assert anew() == (["vae7x7"], {})
+    assert utils.load_vae(vae).kernel_dim == 7
+    (out / "results" / "page.html").unlink()
+    assert anew() == (["results"], {})
+    (out / "stages" / "kernels.yaml").write_text("[")
+    assert anew() == (["kernels"], {})
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_a_stopped_pipeline_goes_on(run, trained, plain, after):
+    trained.stop_after = after
+    done = run(code=130)
+    assert sum(trained.values()) == after and done[-1] in ("nets-all", "train-vae5x5", "bnns-all")
+    trained.stop_after = None
+    rest = run()
+    assert rest == STAGES[STAGES.index(done[-1]) :] and trained == ALL
+
+
+def test_other_data_are_refused(run, trained, plain, sandbox, capsys):
+    run()
+    (images,) = sandbox.glob("data/not-mnist/MNIST/raw/train-images*")
+    images.write_bytes(images.read_bytes()[:-1] + b"\1")
+    with pytest.raises(SystemExit) as stop:
+        pipeline.main(["--scale", "smoke"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and len(err.splitlines()) == 1 and "DATA_ROOT: found another notMNIST" in err
+
+
+@pytest.mark.parametrize("scale", scales.SCALES)
+def test_the_scales_are_taken_by_the_commands(scale, script, sandbox):
+    """All arguments at all scales are those of the commands, with kernel sizes that fit together."""
+    spec = scales.SCALES[scale]
+    for grid, shared in spec.nets.values():
+        assert sweep.make_trials(
+            sweep.find_script("train-net.py"), sweep.parse(["x", *shlex.split(grid)]).options, shlex.split(shared)
+        )
+    thresholds = {word for word in shlex.split(spec.kernels) if word.startswith("--")}
+    assert thresholds == {f"--min_norm_{k}x{k}" for k in spec.vaes}
+    for k, words in spec.vaes.items():
+        script("train-vae.py").parse(["--kernel_dim", str(k), "--data_dir", "x", *shlex.split(words)])
+    places = {f"vae{k}x{k}": "x" for k in spec.vaes}
+    for grid, shared in spec.bnns.values():
+        words = [word.format(**places) for word in shlex.split(shared)]
+        trials = sweep.make_trials(
+            sweep.find_script("train-bnn.py"), sweep.parse(["x", *shlex.split(grid)]).options, words
+        )
+        assert len(trials) >= 4
+        args = script("train-bnn.py").parse(list(trials[0].argv))
+        assert set(spec.by.split()) <= set(vars(args))
