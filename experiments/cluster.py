@@ -63,11 +63,12 @@ def connected(address: str) -> Iterator[ModuleType]:
         # Read when Ray is imported: its ports are bound to 127.0.0.1 alone, and ask for a token.
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if not address:
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets are in it
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
         options["object_store_memory"] = OBJECT_STORE
-    import ray
-
     try:
         try:
             with mock.patch.object(signal, "signal"):  # Ray's handler of SIGTERM would leave some of its processes
@@ -118,7 +119,7 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
             return f"DWP_PATH {folder.parent.parent}: {error.strerror}, expected the folder that the others have"
         missing = [name for name in data if not os.path.exists(os.path.join(data_root, name))]
         if missing:
-            return f"DATA_ROOT {data_root}: found no {missing[0]}, expected it as on the machine that starts the sweep"
+            return f"DATA_ROOT {data_root}: found no {missing[0]}, expected it as where the sweep starts"
         if not os.path.isdir(cwd):
             return f"{cwd}: found no such folder, expected the one the sweep was started in"
         try:
@@ -127,11 +128,7 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
             found = digest_there(script)
         except (ImportError, OSError) as error:
             return f"{root}: {error}, expected the project's code and packages"
-        return (
-            ""
-            if found == expected
-            else f"{root}: found other code, expected the same as on the machine that starts the sweep"
-        )
+        return "" if found == expected else f"{root}: found other code, expected that of where the sweep starts"
 
     task = ray.remote(num_cpus=0, max_retries=0)(look)
     try:
@@ -199,7 +196,6 @@ def drive(
     later = [(0.0, trial) for trial in trials]  # trials with the time from which they are to be submitted
     refs: dict[Any, Trial] = {}
     failures, lost, errors = dict.fromkeys((t.key for t in trials), 0), dict.fromkeys((t.key for t in trials), 0), {}
-    resource, share = ("CPU", cpus) if cpus else ("GPU", gpus)
     stopping = False
     while (refs or later) and len(received) < 2:
         if received and not stopping:
@@ -235,6 +231,6 @@ def drive(
                     later.append((again, trial))
                 else:
                     errors[trial.key] = record.get("error") or f"it was stopped {MOST_LOST} times, not by the sweep"
-        total, free = ray.cluster_resources().get(resource, 0), ray.available_resources().get(resource, 0)
-        bar.set_postfix_str(f"{min(len(refs), round((total - free) / share))} running, {len(errors)} failed")
+        used = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)  # of others, too
+        bar.set_postfix_str(f"{min(len(refs), round(used / cpus))} running, {len(errors)} failed")
     return errors
