@@ -1,7 +1,7 @@
 r"""Collect the kernels of source networks, prune those whose norm is almost zero, and write the VAE's data sets.
 
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
-        --min_norm_7x7 0.8 --min_norm_5x5 0.2 [--figure norms.png]
+        --min_norm_7x7 0.2 --min_norm_5x5 0.13 [--figure norms.png]
 
 Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call
 without thresholds shows where the valley between pruned and structured kernels lies. Of near-duplicates in one

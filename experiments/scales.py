@@ -81,7 +81,7 @@ SCALES = {
     # The commands of the README, as the paper ran them.
     "paper": Scale(
         nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
-        kernels="--min_norm_7x7 0.8 --min_norm_5x5 0.2",
+        kernels="--min_norm_7x7 0.2 --min_norm_5x5 0.13",
         vaes={7: "--hidden_dim 32 --z_dim 2 --num_epochs 300", 5: "--hidden_dim 64 --z_dim 4 --num_epochs 300"},
         bnns={
             "all": Sweep(
