@@ -31,7 +31,7 @@ NEEDS_RAY = pytest.mark.skipif(
     reason="Ray is not installed (requirements-sweep.txt), or there is no /proc to find its processes in",
 )
 VAE = ["--kernel_dim", "5", "--z_dim", "2", "--hidden_dim", "4", "--eval_freq", "2", "--device", "cpu"]
-EPOCHS = 100
+EPOCHS = 300
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def kernels(sandbox):
     return [*VAE, "--num_epochs", str(EPOCHS), "--data_dir", str(sandbox)]
 
 
-def until(condition, seconds=90.0):
+def until(condition, seconds=150.0):
     """Wait for what a condition returns when it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
