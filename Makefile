@@ -16,9 +16,10 @@ demo: $(VENV)/installed  ## the deep weight prior against a standard normal one,
 	$(PY) data/prepare_mnist.py
 	$(PY) -m experiments.demo
 
+# Two workers with one thread each take less time than one with two, and what a worker waits for runs beside the other.
 test: lint  ## the whole suite
 	-$(PY) data/prepare_mnist.py
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 soak: $(VENV)/installed  ## 30 kills of each script; the last result is in tests/README.md
 	DWP_KILLS=30 $(PY) -m pytest -q tests/test_runs.py -k killed --durations=3

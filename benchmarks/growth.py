@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks.__main__ import SIDES, Row, added_memory, vae
 from benchmarks.textbook import dwp_kl, plain
 from models.priors import DeepWeightPrior
-from runs import Parser, command, number, write_whole
+from runs import Parser, command, number
 
 
 def measure(side: str, n: int) -> tuple[float, float]:
@@ -59,23 +59,14 @@ def main(argv: list[str] | None = None) -> list[list[float]]:
     table = [[n, side, *measure(side, n)] for n, side in tqdm(jobs, desc="sizes", disable=None)]
     print(tabulate.tabulate(table, ["5x5 kernels", "", "seconds", "MB added at the peak"], floatfmt=".3g"))
 
-    import matplotlib
+    from experiments.plots import Curve, plot_panels, save
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def curves(column: int) -> list[Curve]:
+        mine = {side: [row for row in table if row[1] == side] for side in SIDES}
+        return [Curve(side, [row[0] for row in rows], [row[column] for row in rows]) for side, rows in mine.items()]
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for axis, column, label in ((axes[0], 2, "seconds"), (axes[1], 3, "MB added at the peak")):
-        for side in SIDES:
-            rows = [row for row in table if row[1] == side]
-            axis.plot([row[0] for row in rows], [row[column] for row in rows], marker="o", label=side)
-        axis.set(xscale="log", yscale="log", xlabel="5x5 kernels", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.suptitle("the exact KL and its gradients")
-    figure.tight_layout()
-    with write_whole(args.out) as file:
-        figure.savefig(file, dpi=110, format="png")
+    panels = {"seconds": curves(2), "MB added at the peak": curves(3)}
+    save(plot_panels(panels, "5x5 kernels", "the exact KL and its gradients", log=True), args.out)
     print(args.out)
     return table
 

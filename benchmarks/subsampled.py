@@ -16,7 +16,7 @@ import tabulate
 from tqdm import tqdm
 
 from benchmarks.bnn_runs import ENS, command_line, train
-from runs import Parser, command, number, write_whole
+from runs import Parser, command, number
 
 WARM_UP, STEPS = 2, 8
 
@@ -89,25 +89,18 @@ def main(argv: list[str] | None = None) -> list[list]:
         tabulate.tabulate(table, headers, tablefmt="github", floatfmt=("", "", "", ".0f", ".4f", ".4f", ".3f", ".3f"))
     )
 
-    import matplotlib
+    from experiments.plots import Curve, plot_panels, save
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for axis, column, label in ((axes[0], 4, "test accuracy of the ensemble"), (axes[1], 6, "its NLL, nats per image")):
+    def curves(column: int) -> list[Curve]:
+        found = []
         for kind in ("epochs", "time"):
             mine = [row for row in table if row[0] == kind]
-            places = range(len(mine))
-            values, spread = [row[column] for row in mine], [row[column + 1] for row in mine]
-            axis.errorbar(places, values, spread, marker="o", capsize=3, label=f"equal {kind}")
-            axis.set_xticks(places, [row[1] for row in mine])
-        axis.set(xlabel="kernels per layer and step", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.tight_layout()
-    with write_whole(args.out) as file:
-        figure.savefig(file, dpi=110, format="png")
+            y, spread = [row[column] for row in mine], [row[column + 1] for row in mine]
+            found.append(Curve(f"equal {kind}", [str(row[1]) for row in mine], y, spread))
+        return found
+
+    panels = {"test accuracy of the ensemble": curves(4), "its NLL, nats per image": curves(6)}
+    save(plot_panels(panels, "kernels per layer and step"), args.out)
     print(args.out)
     return table
 

@@ -8,9 +8,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_tensor
 
 from models.bayes import BayesConv2d
 from models.layers import ELU, Conv2d, ConvTranspose2d
@@ -31,7 +33,7 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 class Images(Dataset):
-    """Images of uint8 (n, c, h, w) and labels, item by item, as `ToTensor` gives them."""
+    """Grey images of uint8 (n, 1, h, w) and labels, item by item through PIL, as torchvision's MNIST gives them."""
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.labels = images, labels
@@ -40,7 +42,7 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.images[i].float().div(255), int(self.labels[i])
+        return to_tensor(Image.fromarray(self.images[i, 0].numpy(), mode="L")), int(self.labels[i])
 
 
 class Kernels(Dataset):

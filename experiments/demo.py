@@ -13,15 +13,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tabulate
 from tqdm import tqdm
 
-from runs import ROOT, Parser, UserError, command, number, write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from runs import ROOT, Parser, UserError, command, number
 
 FCONV = ROOT / "data" / "fconv"
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
@@ -56,28 +52,6 @@ def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, flo
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def plot(logs: dict[str, list[dict[str, float]]]) -> "Figure":
-    """Test accuracy and NLL of the ensemble against epochs, one curve per prior."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for axis, column, label in (
-        (axes[0], f"ens[{ENS}]_test_acc", "test accuracy of the ensemble"),
-        (axes[1], "test_nll", "its NLL, nats per image"),
-    ):
-        for prior, rows in logs.items():
-            axis.plot([row["t"] for row in rows], [row[column] for row in rows], marker="o", label=prior)
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.suptitle("MNIST from 50 images")
-    figure.tight_layout()
-    return figure
-
-
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
@@ -96,8 +70,17 @@ def main(argv: list[str] | None = None) -> None:
     headers = ["prior", *(f"accuracy, {name}" for name in columns), "NLL (nats)"]
     print(f"\nMNIST, 50 images (split {args.split}), {args.epochs} epochs, 10,000 test images")
     print(tabulate.tabulate(table, headers, floatfmt=".4f"))
-    with write_whole(args.out / "learning-curves.png") as file:
-        plot(logs).savefig(file, dpi=110, format="png")
+
+    from experiments.plots import Curve, plot_panels, save
+
+    panels = {
+        label: [Curve(prior, [row["t"] for row in rows], [row[column] for row in rows]) for prior, rows in logs.items()]
+        for label, column in (
+            ("test accuracy of the ensemble", columns["ensemble"]),
+            ("its NLL, nats per image", "test_nll"),
+        )
+    }
+    save(plot_panels(panels, "epoch", "MNIST from 50 images"), args.out / "learning-curves.png")
     print(f"learning curves: {args.out / 'learning-curves.png'}")
 
 

@@ -109,10 +109,9 @@ def main(argv: list[str] | None = None) -> None:
                 np.save(file, kernels.numpy().astype(np.float32), allow_pickle=False)
             print(f"{path}: {tuple(kernels.shape)}")
     if args.figure:
-        from experiments.plots import plot_norms
+        from experiments.plots import plot_norms, save
 
-        with write_whole(args.figure) as file:
-            plot_norms(norms, thresholds).savefig(file, dpi=110, format="png")
+        save(plot_norms(norms, thresholds), args.figure)
         print(args.figure)
 
 

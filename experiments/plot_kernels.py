@@ -5,7 +5,7 @@ python -m experiments.plot_kernels --conv data/fconv/conv7x7 --vae data/fconv/va
 
 from pathlib import Path
 
-from runs import Parser, UserError, command, write_whole
+from runs import Parser, UserError, command
 
 
 @command
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # After the arguments, so that a mistake in them answers at once.
     import utils
-    from experiments.plots import plot_grid, plot_latent_space
+    from experiments.plots import plot_grid, plot_latent_space, save
 
     kernels = utils.load_kernels(args.conv / "train.npy", "--conv")
     k = kernels.shape[-1]
@@ -30,8 +30,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         figures[f"latent{k}x{k}.png"] = plot_latent_space(vae, utils.load_kernels(args.conv / "test.npy", "--conv", k))
     for name, figure in figures.items():
-        with write_whole(args.out / name) as file:
-            figure.savefig(file, dpi=110, format="png")
+        save(figure, args.out / name)
         print(args.out / name)
 
 

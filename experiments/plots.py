@@ -1,4 +1,8 @@
-"""The pictures of kernels and their VAEs."""
+"""The pictures: of kernels and their VAEs, and of curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -8,12 +12,45 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
+from runs import write_whole
+
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
 LATENT_STEPS = 7
 NORM_FLOOR = 1e-5  # smaller norms are drawn as this one
 COLUMNS = 16  # kernels in a row of `plot_rows`
 TILES = 8  # kernels in a row of `tiled`
+
+
+def save(figure: plt.Figure, path: Path, tight: bool = False) -> None:
+    """Write a figure as PNG, whole or not at all, and forget it; `tight` cuts its margins."""
+    with write_whole(path) as file:
+        figure.savefig(file, dpi=110, format="png", bbox_inches="tight" if tight else None)
+    plt.close(figure)
+
+
+class Curve(NamedTuple):
+    """A curve of `plot_panels`; its `x` are numbers, or words for places side by side."""
+
+    label: str
+    x: Sequence[float | str]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+
+
+def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False) -> plt.Figure:
+    """Panels side by side by what their y-axis is, with curves that all stand in the legend of the first one."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6))
+    for axis, (ylabel, curves) in zip(axes, panels.items(), strict=True):
+        for curve in curves:
+            axis.errorbar(curve.x, curve.y, curve.spread, marker="o", capsize=3, label=curve.label)
+        axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout()
+    return figure
 
 
 def kernel_image(kernel: torch.Tensor) -> np.ndarray:

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import utils
-    from experiments.plots import COLUMNS, plot_kl, plot_rows
+    from experiments.plots import COLUMNS, plot_kl, plot_rows, save
 
     vae = utils.load_vae(args.vae, what="--vae").double()  # the bound overflows float32 at large variances
     kernels = utils.load_kernels(args.data / "test.npy", "--data", vae.kernel_dim).double()
@@ -94,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         "kl.png": plot_kl(rows),
     }
     for name, figure in figures.items():
-        with write_whole(args.out / name) as file:
-            figure.savefig(file, dpi=110, format="png", bbox_inches="tight")
+        save(figure, args.out / name, tight=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -13,6 +13,8 @@ from models.configs import MODELS
 class ConvNet(nn.Module):
     """`features`: per conv, in order, batch norm (where the model has it), LeakyReLU, dropout, max-pool.
 
+    Without dropout the max-pool comes before the LeakyReLU, which gives the same.
+
     A subclass sets `classifier`, which takes the flattened features to class logits.
 
     Parameters
@@ -51,11 +53,12 @@ class ConvNet(nn.Module):
             )
             if spec.batch_norm:
                 layers[f"bn{i}"] = nn.BatchNorm2d(shape[1])
-            layers[f"relu{i}"] = nn.LeakyReLU(0.01)
+            activation = {f"relu{i}": nn.LeakyReLU(0.01)}
+            pooling = {f"mp{i}": nn.MaxPool2d(2)} if pool else {}
             if do:
-                layers[f"do{i}"] = nn.Dropout(do[i - 1])
-            if pool:
-                layers[f"mp{i}"] = nn.MaxPool2d(2)
+                layers.update(activation | {f"do{i}": nn.Dropout(do[i - 1])} | pooling)
+            else:  # The largest of rising values is the largest's value, and there are fewer to compute.
+                layers.update(pooling | activation)
         # The layout in which CPUs and GPUs convolve and pool fastest; it does not show in a state dict.
         self.features = nn.Sequential(layers).to(memory_format=torch.channels_last)
 

@@ -24,7 +24,7 @@ SPREAD_FLOOR = 1e-8  # smallest variance of a direction that a Gaussian is fitte
 
 def gaussian_entropy(log_variance: Tensor) -> Tensor:
     """Entropy in nats, a scalar, of a factorized Gaussian with these log variances."""
-    return 0.5 * (log_variance + math.log(2 * math.pi * math.e)).sum()
+    return 0.5 * (log_variance.sum() + log_variance.numel() * math.log(2 * math.pi * math.e))
 
 
 def log_square(mean: Tensor) -> Tensor:
@@ -132,7 +132,8 @@ class GaussPrior(Prior):
 class BlockSum(torch.autograd.Function):
     """The sum of `function(*block)` over blocks of rows of `rows` tensors, with each block's gradients taken at once.
 
-    No graph outlives its block, so that memory does not grow with the rows and a block's values stay in the cache.
+    No graph outlives its block, so that memory beyond that of the gradients does not grow with the rows and a block's
+    values stay in the cache.
     `function` may depend on the further tensors `parameters` too.
     """
 
@@ -140,10 +141,12 @@ class BlockSum(torch.autograd.Function):
     def forward(ctx, function: Callable[..., Tensor], size: int, rows: int, *tensors: Tensor) -> Tensor:
         needed = ctx.needs_input_grad[3:]
         parameters = [p for p, need in zip(tensors[rows:], needed[rows:], strict=True) if need]
-        row_gradients: list[list[Tensor]] = []
+        # Whole from the start: pieces kept between the blocks' own memory would leave gaps in it.
+        row_gradients = [torch.empty_like(t) for t, need in zip(tensors, needed[:rows], strict=False) if need]
         sums = [torch.zeros_like(p) for p in parameters]
         total = tensors[0].new_zeros(())
-        for block in zip(*(t.split(size) for t in tensors[:rows]), strict=True):
+        for start in range(0, len(tensors[0]), size):
+            block = [t[start : start + size] for t in tensors[:rows]]
             leaves = [t.detach().requires_grad_(need) for t, need in zip(block, needed, strict=False)]
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
             with torch.enable_grad():
@@ -151,10 +154,11 @@ class BlockSum(torch.autograd.Function):
             total += value.detach()
             if wanted or parameters:
                 gradients = torch.autograd.grad(value, [*wanted, *parameters])
-                row_gradients.append(list(gradients[: len(wanted)]))
+                for whole, gradient in zip(row_gradients, gradients, strict=False):
+                    whole[start : start + size] = gradient
                 for sum_, gradient in zip(sums, gradients[len(wanted) :], strict=True):
                     sum_ += gradient
-        joined = iter([*(torch.cat(parts) for parts in zip(*row_gradients, strict=True)), *sums])
+        joined = iter([*row_gradients, *sums])
         ctx.gradients = [next(joined) if need else None for need in needed]
         return total
 

@@ -33,6 +33,10 @@ COMMANDS = (
     "data.prepare_mnist",
     "data.prepare_not_mnist",
     "benchmarks.__main__",
+    "benchmarks.growth",
+    "benchmarks.subsampled",
+    "benchmarks.sweep",
+    "benchmarks.time_to_accuracy",
 )
 
 
