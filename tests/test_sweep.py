@@ -500,7 +500,8 @@ print(random.Random(sys.argv[2]).random())
                         yield trial, record, pid, worker, parent(worker)
 
     def not_on_head():
-        others = {pid for pid, line in nodes.raylets().items() if "--node_ip_address=127.0.0.1 " not in line + " "}
+        ends = [f"--node_ip_address=127.0.0.{i} " for i in (2, 3)]
+        others = {pid for pid, line in nodes.raylets().items() if any(end in line + " " for end in ends)}
         return next((found for found in victims() if found[-1] in others), None)
 
     first, record, pid, _, raylet = until(not_on_head)
