@@ -2,8 +2,8 @@
 
     python -m experiments.demo [--epochs 1000] [--split 0] [--out logs/demo]
 
-Two runs of train-bnn.py with the same initialization (kernels from the VAEs), split and epochs, which differ in
-the prior alone, side by side with half the processors each.
+Two runs of train-bnn.py with the same initialization (kernels from the VAEs), classifier, split and epochs, which differ
+in the prior of the convs alone, side by side with half the processors each.
 """
 
 import argparse
@@ -32,7 +32,8 @@ def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, flo
     command_line = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]
     command_line += ["--data_split_seed", str(args.split), "--epochs", str(args.epochs), "--net_cfg", "bayes"]
     command_line += ["--hid_dim", "32", "128", "--vae_list", *vaes, "--init_list", "vae", "vae"]
-    command_line += ["--prior_list", kind, kind, "--kl_kernels", str(args.kl_kernels), "--ens", str(ENS)]
+    command_line += ["--prior_list", kind, kind, "--classifier_prior", "sn"]
+    command_line += ["--kl_kernels", str(args.kl_kernels), "--ens", str(ENS)]
     command_line += ["--test_bs", "100"]  # faster on a CPU, whose cache it fits better
     command_line += ["--eval_freq", str(max(1, args.epochs // EVALUATIONS)), "--tmp"]
     threads = str(max(1, (os.cpu_count() or 2) // len(PRIORS)))

@@ -68,13 +68,14 @@ SCALES = {
         kernels="--min_norm_7x7 0.2 --min_norm_5x5 0.13 --min_norm_3x3 0.1",
         vaes={
             7: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --batch_size 32 --var 0.004 --eval_freq 20",
-            5: "--hidden_dim 64 --z_dim 4 --num_epochs 300 --var 0.0007 --eval_freq 20",
+            5: "--hidden_dim 64 --z_dim 4 --num_epochs 300 --var 0.0004 --eval_freq 20",
             3: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --eval_freq 20",
         },
         bnns={
             "all": Sweep(
                 f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4",
-                f"{BNN} --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 --test_bs 100 --eval_freq 1000",
+                f"{BNN} --classifier_prior sn --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 "
+                "--test_bs 100 --eval_freq 1000",
             )
         },
     ),
