@@ -2,8 +2,8 @@
 
     python -m experiments.demo [--epochs 1000] [--split 0] [--out logs/demo]
 
-Two runs of train-bnn.py with the same initialization (kernels from the VAEs), classifier, split and epochs, which differ
-in the prior of the convs alone, side by side with half the processors each.
+Two runs of train-bnn.py with the same initialization (kernels from the VAEs), classifier, split and epochs, which
+differ in the prior of the convs alone, side by side with half the processors each.
 """
 
 import argparse
