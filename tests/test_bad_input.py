@@ -106,9 +106,9 @@ def single_options():
 
 @pytest.mark.parametrize("name, option, value", list(single_options()))
 def test_a_value_that_an_option_does_not_take(refusal, name, option, value):
-    needed = {a.option_strings[0]: a.nargs for a in PARSERS[name]._actions if a.required}
-    given_ = {other: ["x"] * (n if isinstance(n, int) else 1) for other, n in needed.items() if other != option}
-    required = [word for other, words in given_.items() for word in (other, *words)]
+    needed = [a for a in PARSERS[name]._actions if a.required and a.option_strings[0] != option]
+    counts = [a.nargs if isinstance(a.nargs, int) else 1 for a in needed]
+    required = [word for a, n in zip(needed, counts, strict=True) for word in (a.option_strings[0], *["x"] * n)]
     err = refusal(name, [*required, f"{option}={value}"])
     assert option in err and value in err and ("expected" in err or "choose" in err or "invalid" in err)
 
