@@ -50,6 +50,22 @@ class Model(NamedTuple):
         """The configuration of that name."""
         return parse_config(net_cfg, len(self.kernel_sizes))
 
+    def used_side(self) -> int:
+        """How many rows and columns of an image the logits depend on, from the first on.
+
+        A max-pool leaves out the last row and column of an odd map, and with them pixels that nothing else sees. A
+        batch norm sees them all in its mean.
+        """
+        if self.batch_norm:
+            return self.image_shape[1]
+        layers = list(zip(self.kernel_sizes, self.pools, strict=True))
+        side = self.image_shape[1]
+        for k, pool in layers:
+            side = (side - k + 1) // (2 if pool else 1)
+        for k, pool in reversed(layers):
+            side = side * (2 if pool else 1) + k - 1
+        return side
+
     def widths(self, model_size: float) -> list[int]:
         """The channels at that `model_size`."""
         return [round(c * model_size) if i < self.scaled else c for i, c in enumerate(self.channels)]

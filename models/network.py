@@ -13,7 +13,8 @@ from models.configs import MODELS
 class ConvNet(nn.Module):
     """`features`: per conv, in order, batch norm (where the model has it), LeakyReLU, dropout, max-pool.
 
-    Without dropout the max-pool comes before the LeakyReLU, which gives the same.
+    Without dropout the max-pool comes before the LeakyReLU, which gives the same. Pixels that no logit depends on are
+    cut off first: 2 rows and columns of fconv's 28, with 17% of conv1's work and 27% of conv2's.
 
     A subclass sets `classifier`, which takes the flattened features to class logits.
 
@@ -41,6 +42,7 @@ class ConvNet(nn.Module):
         super().__init__()
         spec = MODELS[model]
         self.config = spec.config(net_cfg)
+        self.used_side = spec.used_side()
         self.log_variance = log_variance
         self.bayesian_classifier = bayesian_classifier
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -70,8 +72,13 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, n_classes) for images (n, channels, height, width) with pixels in [0, 1]."""
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.features(self.used_pixels(x)).flatten(1))
+
+    def used_pixels(self, x: Tensor) -> Tensor:
+        """The part of the images x that the logits depend on."""
+        return x[..., : self.used_side, : self.used_side]
 
     def sample_logits(self, x: Tensor, samples: int) -> Tensor:
         """Logits (samples, n, n_classes) of that many draws of the weights, as so many calls in mode "stoch" give."""
-        return torch.stack([self.classifier(h.flatten(1)) for h in sample_outputs(list(self.features), x, samples)])
+        outputs = sample_outputs(list(self.features), self.used_pixels(x), samples)
+        return torch.stack([self.classifier(h.flatten(1)) for h in outputs])

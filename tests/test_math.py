@@ -1,5 +1,6 @@
 """The mathematics against something independent of the code under test."""
 
+import argparse
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 import utils
 from models import priors
 from models.bayes import BayesConv2d, sample_outputs, set_mode
+from models.configs import MODELS
 from models.fconv import FConv
 from models.layers import ELU, Conv2d, ConvTranspose2d
 from models.priors import BLOCK, DeepWeightPrior, NoPrior, NormalPrior
@@ -331,6 +333,22 @@ def test_sample_logits_has_the_distribution_of_single_calls():
         torch.testing.assert_close(net.sample_logits(x, 2)[1], net(x))
         vanilla = list(nn.Sequential(nn.Flatten()))
         assert [out.shape for out in sample_outputs(vanilla, x, 2)] == [(3, 784)] * 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_pixels_cut_off_are_those_without_a_gradient(model):
+    args = argparse.Namespace(net_cfg="vanilla", hid_dim=[3, 4, 5], model_size=0.02, n_classes=10)
+    net = utils.NETWORKS[model](args).double()
+    x = torch.rand(64, *MODELS[model].image_shape, dtype=torch.float64, requires_grad=True)
+    whole = net.classifier(net.features(x).flatten(1))
+    parameters = list(net.parameters())
+    weights = torch.randn_like(whole)
+    image_gradient, *gradients = torch.autograd.grad((whole * weights).sum(), [x, *parameters])
+    for axis in (2, 3):
+        used = image_gradient.abs().transpose(0, axis).flatten(1).sum(1).nonzero()
+        assert used.max() + 1 == net.used_side
+    torch.testing.assert_close(net(x), whole)
+    torch.testing.assert_close(torch.autograd.grad((net(x) * weights).sum(), parameters), tuple(gradients))
 
 
 def test_published_vaes_elbo(published):
