@@ -248,7 +248,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     data.add_argument("--num_examples", type=whole, help="train on this many images, stratified by class, not all")
     data.add_argument("--data_split_seed", type=number(int, 0, 2**32 - 1), default=42, help="seed of that choice")
     data.add_argument("--bs", type=whole, default=256, help="images per training batch")
-    data.add_argument("--test_bs", type=whole, default=500, help="images per test batch")
+    data.add_argument("--test_bs", type=whole, default=500, help="images per test batch; a CPU takes at most 100")
     data.add_argument(
         "--aug", type=int, choices=(0, 1), default=0, help="1: random crops of the images padded by 4, and flips"
     )

@@ -120,25 +120,28 @@ def main(argv: list[str] | None = None) -> runs.Run:
         runs.write_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = runs.Stopwatch()
 
-    @torch.no_grad()
     def evaluate() -> dict[str, float]:
         """Accuracy of the mean network, of one sample and of the ensemble, whose mean NLL is in nats per image.
 
         The one sample is the ensemble's first.
         """
+
+        def log_p(samples: int) -> torch.Tensor:
+            """Log probabilities (samples, n, n_classes) of the test set's classes."""
+            logits = utils.predict(
+                lambda x, generator: net.sample_logits(x, samples, generator), test, args.test_bs, args.precision
+            )
+            return F.log_softmax(torch.cat(logits, 1).float(), 2)
+
         net.eval()
-        totals = torch.zeros(4, device=device)
-        for x, y in test.batches(args.test_bs, "test"):
-            with precision:
-                set_mode(net, "det")
-                det = net(x)
-                set_mode(net, "stoch")
-                samples = F.log_softmax(net.sample_logits(x, args.ens).float(), 2)
-            ensemble = samples.logsumexp(0) - math.log(args.ens)
-            hits = [(logits.argmax(1) == y).sum() for logits in (det, samples[0], ensemble)]
-            totals += torch.stack([F.nll_loss(ensemble, y, reduction="sum"), *hits])
+        set_mode(net, "det")
+        det = log_p(1)[0]
+        set_mode(net, "stoch")
+        samples = log_p(args.ens)
+        ensemble = samples.logsumexp(0) - math.log(args.ens)
+        hits = [(p.argmax(1) == test.labels).float().mean() for p in (det, samples[0], ensemble)]
         names = ("test_nll", "det_test_acc", "samp_test_acc", f"ens[{args.ens}]_test_acc")
-        return dict(zip(names, (totals / len(test.labels)).tolist(), strict=True))
+        return dict(zip(names, torch.stack([F.nll_loss(ensemble, test.labels), *hits]).tolist(), strict=True))
 
     n = len(train.labels)
     for epoch in run.epochs(args.epochs):

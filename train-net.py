@@ -99,18 +99,13 @@ def main(argv: list[str] | None = None) -> runs.Run:
         draws = [d.cross_entropy(w) for d, w in zip(dwps, kernels, strict=False) for _ in range(args.dwp_samples)]
         return sum(draws, torch.zeros((), device=device)) / args.dwp_samples
 
-    @torch.no_grad()
     def evaluate() -> tuple[float, float]:
         """Mean NLL in nats per image and accuracy on the test set."""
         net.eval()
-        nll, hits = torch.zeros((), device=device), torch.zeros((), device=device)
-        for x, y in test.batches(args.test_bs, "test"):
-            with precision:
-                logits = net(x)
-            nll += F.cross_entropy(logits.float(), y, reduction="sum")
-            hits += (logits.argmax(1) == y).sum()
+        logits = torch.cat(utils.predict(lambda x, _: net(x), test, args.test_bs, args.precision)).float()
         net.train()
-        return nll.item() / len(test.labels), hits.item() / len(test.labels)
+        hits = logits.argmax(1) == test.labels
+        return F.cross_entropy(logits, test.labels).item(), hits.float().mean().item()
 
     @torch.no_grad()
     def report(t: int) -> None:

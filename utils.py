@@ -8,6 +8,7 @@ import random
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from models.vae import VAES, KernelVAE
 from runs import UserError, data_root, read_yaml, variance
 
 CROP_PADDING = 4  # pixels on each side
+CACHED_IMAGES = 100  # whose maps in an fconv fit a core's share of the cache
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 SHOWN_KERNELS = 64  # of a conv layer, kept of the network as it starts
 
@@ -54,12 +56,6 @@ class DataSet(NamedTuple):
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The images at these indices, with pixels as float in [0, 1], and their labels."""
         return self.images[index].float().div_(255), self.labels[index]
-
-    def batches(self, size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """All in order, batch by batch; a pass that takes seconds shows a progress bar named `what`."""
-        order = torch.arange(len(self.labels), device=self.labels.device)
-        for index in tqdm(order.split(size), desc=what, leave=False, delay=2, disable=None):
-            yield self.batch(index)
 
 
 def keep_freed_memory(trim: int = 2**31 - 1, mmap: int = 2**30) -> None:
@@ -107,6 +103,38 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     if precision == "bf16" and not there[device.type]():
         raise UserError(f"--precision: found bf16, expected fp32: this {device.type} does not compute in bfloat16")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def predict(
+    function: Callable[[Tensor, torch.Generator], Tensor], data: DataSet, batch_size: int, precision: str = "fp32"
+) -> list[Tensor]:
+    """`function(images, generator)` for each batch of `data`, in order, without gradients and in `precision`.
+
+    On a CPU as many batches as torch has threads are computed side by side, with one thread each: so all cores are busy
+    with what torch does in one, such as noise, too. A batch is at most of CACHED_IMAGES then.
+    Each batch has its own generator, seeded from torch's global one, so the noise does not depend on the threads.
+    """
+    device = data.labels.device
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    size = min(batch_size, CACHED_IMAGES) if device.type == "cpu" else batch_size
+    batches = torch.arange(len(data.labels), device=device).split(size)
+
+    @torch.no_grad()
+    def one(index: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator(device).manual_seed(seed)
+        with autocast(precision, device):
+            return function(data.batch(index)[0], generator)
+
+    seeds = torch.randint(2**62, (len(batches),)).tolist()
+    if threads == 1:
+        results = map(one, batches, seeds)
+        return list(tqdm(results, desc="test", total=len(batches), leave=False, delay=2, disable=None))
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            results = pool.map(one, batches, seeds)
+            return list(tqdm(results, desc="test", total=len(batches), leave=False, delay=2, disable=None))
+    finally:
+        torch.set_num_threads(threads)  # it was also set for threads to come
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:

@@ -31,7 +31,7 @@ from models.fconv import FConv
 from models.priors import DeepWeightPrior
 from models.vae import VAES
 from runs import Parser, UserError, command, number
-from utils import DataSet, autocast, keep_freed_memory
+from utils import DataSet, autocast, keep_freed_memory, predict
 
 SIDES = ("textbook", "ours")
 ENS = 10
@@ -118,13 +118,12 @@ def evaluation_row(quick: bool) -> Row:
     net, data = bnn(quick).eval(), images(50 if quick else 10000)
     old = textbook.plain(net)
 
-    @torch.no_grad()
     def ours():
-        for x, _ in data.batches(100, ""):
-            set_mode(net, "det")
-            net(x)
-            set_mode(net, "stoch")
-            F.log_softmax(net.sample_logits(x, ENS), 2).logsumexp(0)
+        set_mode(net, "det")
+        predict(lambda x, _: net(x), data, len(data.labels))
+        set_mode(net, "stoch")
+        logits = predict(lambda x, generator: net.sample_logits(x, ENS, generator), data, len(data.labels))
+        F.log_softmax(torch.cat(logits, 1), 2).logsumexp(0)
 
     images_ = textbook.Images(*data)
     return Row(

@@ -16,7 +16,7 @@ def command_line(vae_list: list[str], split: int, kl_kernels: int, epochs: int, 
     """The README's Bayesian network under deep weight priors, on few images, for a CPU."""
     argv = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]
     argv += ["--data_split_seed", str(split), "--net_cfg", "bayes", "--hid_dim", "32", "128", "--ens", str(ENS)]
-    argv += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", "vae", "vae", "--test_bs", "100"]
+    argv += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", "vae", "vae"]
     return [*argv, "--kl_kernels", str(kl_kernels), "--epochs", str(epochs), "--eval_freq", str(eval_freq), "--tmp"]
 
 

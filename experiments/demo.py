@@ -34,7 +34,6 @@ def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, flo
     command_line += ["--hid_dim", "32", "128", "--vae_list", *vaes, "--init_list", "vae", "vae"]
     command_line += ["--prior_list", kind, kind, "--classifier_prior", "sn"]
     command_line += ["--kl_kernels", str(args.kl_kernels), "--ens", str(ENS)]
-    command_line += ["--test_bs", "100"]  # faster on a CPU, whose cache it fits better
     command_line += ["--eval_freq", str(max(1, args.epochs // EVALUATIONS)), "--tmp"]
     threads = str(max(1, (os.cpu_count() or 2) // len(PRIORS)))
     process = subprocess.Popen(

@@ -75,7 +75,7 @@ SCALES = {
             "all": Sweep(
                 f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4",
                 f"{BNN} --classifier_prior sn --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 "
-                "--test_bs 100 --eval_freq 1000",
+                "--eval_freq 1000",
             )
         },
     ),

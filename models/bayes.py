@@ -17,14 +17,14 @@ VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where no input
 W_ALPHA_INIT = -2.0
 
 
-def noise_like(x: Tensor) -> Tensor:
-    """Standard normal noise of x's shape and layout.
+def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise of x's shape and layout, from torch's global generator unless another one is given.
 
-    `torch.randn_like` draws one value at a time where the layout is channels_last, which takes ten times as long.
+    torch draws one value at a time where the layout is channels_last, which takes ten times as long.
     """
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.randn_like(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return torch.randn_like(x)
+        return torch.empty_like(x.permute(0, 2, 3, 1)).normal_(generator=generator).permute(0, 3, 1, 2)
+    return torch.empty_like(x).normal_(generator=generator)
 
 
 class BayesLayer(nn.Module):
@@ -65,12 +65,12 @@ class BayesLayer(nn.Module):
             return F.logsigmoid(self.w_alpha) + log_square(self.mean.weight)
         return self.var["weight"]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pre-activations for inputs x, of the shapes of `mean`."""
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pre-activations for inputs x, of the shapes of `mean`, with noise from `generator` or the global one."""
         if self.mode == "det":
             return self.mean(x)
         m, deviation = self.moments(x)
-        return torch.addcmul(m, deviation, noise_like(m))
+        return torch.addcmul(m, deviation, noise_like(m, generator))
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the pre-activations under the posterior, each of the output's shape."""
@@ -130,18 +130,23 @@ def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
         layer.mode = mode
 
 
-def sample_outputs(layers: Sequence[nn.Module], x: Tensor, samples: int) -> Iterator[Tensor]:
+def sample_outputs(
+    layers: Sequence[nn.Module], x: Tensor, samples: int, generator: torch.Generator | None = None
+) -> Iterator[Tensor]:
     """Outputs of a chain of layers for `samples` draws of their Bayesian ones, as that many calls would give.
 
     All up to the first Bayesian layer's mean and deviation does not depend on the draw and is computed once, so a
-    deterministic chain, or one in the mode "det", gives the same output `samples` times.
+    deterministic chain, or one in the mode "det", gives the same output `samples` times. The noise is from `generator`,
+    or from torch's global one.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":
             m, deviation = layer.moments(x)
-            rest = nn.Sequential(*layers[i + 1 :])
             for _ in range(samples):
-                yield rest(noise_like(m).mul_(deviation).add_(m))
+                h = noise_like(m, generator).mul_(deviation).add_(m)
+                for following in layers[i + 1 :]:
+                    h = following(h, generator) if isinstance(following, BayesLayer) else following(h)
+                yield h
             return
         x = layer(x)
     for _ in range(samples):

@@ -78,7 +78,11 @@ class ConvNet(nn.Module):
         """The part of the images x that the logits depend on."""
         return x[..., : self.used_side, : self.used_side]
 
-    def sample_logits(self, x: Tensor, samples: int) -> Tensor:
-        """Logits (samples, n, n_classes) of that many draws of the weights, as so many calls in mode "stoch" give."""
-        outputs = sample_outputs(list(self.features), self.used_pixels(x), samples)
-        return torch.stack([self.classifier(h.flatten(1)) for h in outputs])
+    def sample_logits(self, x: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (samples, n, n_classes) of that many draws of the weights, as so many calls in mode "stoch" give.
+
+        The noise is from `generator`, or from torch's global one.
+        """
+        classifier = self.classifier if isinstance(self.classifier, nn.Sequential) else [self.classifier]
+        layers = [*self.features, nn.Flatten(), *classifier]
+        return torch.stack(list(sample_outputs(layers, self.used_pixels(x), samples, generator)))

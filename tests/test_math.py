@@ -335,6 +335,34 @@ def test_sample_logits_has_the_distribution_of_single_calls():
         assert [out.shape for out in sample_outputs(vanilla, x, 2)] == [(3, 784)] * 2
 
 
+def test_predictions_do_not_depend_on_threads_nor_on_those_of_others():
+    net = FConv("bayes", (4, 6), log_variance=-3.0).eval()
+    data = utils.DataSet(torch.randint(256, (730, 1, 28, 28), dtype=torch.uint8), torch.zeros(730, dtype=torch.int64))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3, 3):
+            torch.set_num_threads(n)
+            torch.manual_seed(5)
+            found.append(utils.predict(lambda x, generator: net.sample_logits(x, 3, generator), data, 500))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    assert [b.shape for b in found[0]] == [(3, 100, 10)] * 7 + [(3, 30, 10)] and not found[0][0].requires_grad
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
+    assert torch.equal(torch.cat(found[2], 1), torch.cat(found[3], 1))
+    # Batches of equal images differ by their noise, and so do samples.
+    same = utils.DataSet(data.images[:1].expand(200, -1, -1, -1), data.labels[:200])
+    first, second = utils.predict(lambda x, generator: net.sample_logits(x, 3, generator), same, 100)
+    assert not torch.isclose(first, second).all(2).any() and not torch.isclose(first[0], first[1]).all(1).any()
+    set_mode(net, "det")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(utils.predict(lambda x, _: net(x), data, 100)), net(data.batch(...)[0]))
+    with pytest.raises(ZeroDivisionError):
+        utils.predict(lambda x, _: 1 / 0, data, 100)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_pixels_cut_off_are_those_without_a_gradient(model):
     args = argparse.Namespace(net_cfg="vanilla", hid_dim=[3, 4, 5], model_size=0.02, n_classes=10)
