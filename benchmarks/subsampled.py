@@ -15,7 +15,7 @@ from pathlib import Path
 import tabulate
 from tqdm import tqdm
 
-from benchmarks.bnn_runs import ENS, command_line, train
+from experiments.bnn_runs import ENS, ENSEMBLE, command_line, train
 from runs import Parser, command, number
 
 WARM_UP, STEPS = 2, 8
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> list[list]:
     table = []
     for kind, n, epochs in dict.fromkeys(job[:3] for job in jobs):
         mine = [rows[n, epochs, split] for split in args.splits]
-        accuracy, nll = ([row[column] for row in mine] for column in (f"ens[{ENS}]_test_acc", "test_nll"))
+        accuracy, nll = ([row[column] for row in mine] for column in (ENSEMBLE, "test_nll"))
         spread = [statistics.stdev(values) if len(values) > 1 else float("nan") for values in (accuracy, nll)]
         means = statistics.fmean(accuracy), statistics.fmean(nll)
         table.append([kind, n or "all", epochs, epochs * seconds[n], means[0], spread[0], means[1], spread[1]])

@@ -8,7 +8,7 @@ From the start of the process to the first evaluation whose ensemble reaches the
 import os
 import statistics
 
-from benchmarks.bnn_runs import ENS, command_line, train
+from experiments.bnn_runs import ENSEMBLE, command_line, train
 from runs import Parser, UserError, command, number
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     times = []
     for _ in range(args.repeats):
         rows, seconds = train(line, os.cpu_count() or 1, args.target)
-        accuracy = rows[-1][f"ens[{ENS}]_test_acc"]
+        accuracy = rows[-1][ENSEMBLE]
         if accuracy < args.target:
             raise UserError(f"--target: {args.target:g} is not reached, {accuracy:.4f} after {args.epochs} epochs")
         times.append(seconds)

@@ -6,50 +6,19 @@ Two runs of train-bnn.py with the same initialization (kernels from the VAEs), c
 differ in the prior of the convs alone, side by side with half the processors each.
 """
 
-import argparse
-import csv
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tabulate
 from tqdm import tqdm
 
-from runs import ROOT, Parser, UserError, command, number
+from experiments.bnn_runs import ENSEMBLE, command_line, is_row, train
+from runs import ROOT, Parser, command, number
 
-FCONV = ROOT / "data" / "fconv"
+VAES = [str(ROOT / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5)]
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
 EVALUATIONS = 2
-ENS = 10
-
-
-def train(prior: str, args: argparse.Namespace, bar: tqdm) -> list[dict[str, float]]:
-    """Run train-bnn.py under one prior, showing its table as it grows, and return its log. Raises UserError."""
-    kind = PRIORS[prior]
-    vaes = [str(FCONV / f"vae{k}x{k}") for k in (7, 5)]
-    command_line = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]
-    command_line += ["--data_split_seed", str(args.split), "--epochs", str(args.epochs), "--net_cfg", "bayes"]
-    command_line += ["--hid_dim", "32", "128", "--vae_list", *vaes, "--init_list", "vae", "vae"]
-    command_line += ["--prior_list", kind, kind, "--classifier_prior", "sn"]
-    command_line += ["--kl_kernels", str(args.kl_kernels), "--ens", str(ENS)]
-    command_line += ["--eval_freq", str(max(1, args.epochs // EVALUATIONS)), "--tmp"]
-    threads = str(max(1, (os.cpu_count() or 2) // len(PRIORS)))
-    process = subprocess.Popen(
-        command_line, env=os.environ | {"OMP_NUM_THREADS": threads}, stdout=subprocess.PIPE, text=True
-    )
-    root = None
-    for line in process.stdout:
-        if line.startswith("run directory: "):
-            root = Path(line.removeprefix("run directory: ").strip())
-        else:
-            tqdm.write(f"{kind:3} | {line.rstrip()}")
-            bar.update(line.strip()[:1].isdigit())
-    if process.wait() or root is None:
-        raise UserError(f"train-bnn.py --prior_list {kind} {kind} ended with exit code {process.returncode}")
-    with open(root / "train-bnn.py-logs.csv") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 @command
@@ -61,11 +30,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "logs" / "demo", help="folder for the picture")
     args = parser.parse_args(argv)
 
-    rows_each = len({1, args.epochs} | set(range(0, args.epochs + 1, max(1, args.epochs // EVALUATIONS))) - {0})
+    eval_freq = max(1, args.epochs // EVALUATIONS)
+    threads = max(1, (os.cpu_count() or 2) // len(PRIORS))
+    rows_each = len({1, args.epochs} | set(range(eval_freq, args.epochs + 1, eval_freq)))
     with tqdm(total=rows_each * len(PRIORS), desc="evaluations", disable=None) as bar, ThreadPoolExecutor() as pool:
-        logs = dict(zip(PRIORS, pool.map(lambda prior: train(prior, args, bar), PRIORS), strict=True))
 
-    columns = {"ensemble": f"ens[{ENS}]_test_acc", "one sample": "samp_test_acc", "mean network": "det_test_acc"}
+        def run(prior: str) -> list[dict[str, float]]:
+            """The log of a run under that prior, whose table is shown as it grows."""
+
+            def show(line: str) -> None:
+                tqdm.write(f"{prior:3} | {line}")
+                bar.update(is_row(line))
+
+            line = command_line(VAES, args.split, args.kl_kernels, args.epochs, eval_freq, prior)
+            return train([*line, "--classifier_prior", "sn"], threads, show=show)[0]
+
+        logs = dict(zip(PRIORS, pool.map(run, PRIORS.values()), strict=True))
+
+    columns = {"ensemble": ENSEMBLE, "one sample": "samp_test_acc", "mean network": "det_test_acc"}
     table = [[prior, *(rows[-1][c] for c in columns.values()), rows[-1]["test_nll"]] for prior, rows in logs.items()]
     headers = ["prior", *(f"accuracy, {name}" for name in columns), "NLL (nats)"]
     print(f"\nMNIST, 50 images (split {args.split}), {args.epochs} epochs, 10,000 test images")

@@ -5,25 +5,37 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runs import ROOT, UserError
 
 ENS = 10
+ENSEMBLE = f"ens[{ENS}]_test_acc"  # the log's column
 
 
-def command_line(vae_list: list[str], split: int, kl_kernels: int, epochs: int, eval_freq: int) -> list[str]:
-    """The README's Bayesian network under deep weight priors, on few images, for a CPU."""
+def command_line(
+    vae_list: Sequence[str], split: int, kl_kernels: int, epochs: int, eval_freq: int, prior: str = "vae"
+) -> list[str]:
+    """The README's Bayesian network on few images, for a CPU: kernels start from the VAEs, `prior` is the convs'."""
     argv = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]
     argv += ["--data_split_seed", str(split), "--net_cfg", "bayes", "--hid_dim", "32", "128", "--ens", str(ENS)]
-    argv += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", "vae", "vae"]
+    argv += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", prior, prior]
     return [*argv, "--kl_kernels", str(kl_kernels), "--epochs", str(epochs), "--eval_freq", str(eval_freq), "--tmp"]
 
 
-def train(argv: list[str], threads: int, target: float = 1.0) -> tuple[list[dict[str, float]], float]:
+def is_row(line: str) -> bool:
+    """Whether a line of a run's output is a row of its table."""
+    return line.strip()[:1].isdigit()
+
+
+def train(
+    argv: list[str], threads: int, target: float = 1.0, show: Callable[[str], object] = str
+) -> tuple[list[dict[str, float]], float]:
     """The log of that run, and the seconds from the process's start to the first row at the target, or to the end.
 
-    The target is an accuracy of the ensemble; at the target the process is stopped. Raises UserError where it fails.
+    The target is an accuracy of the ensemble; at the target the process is stopped. `show` is called with each line of
+    the run's table. Raises UserError where it fails.
     """
     start = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -33,10 +45,12 @@ def train(argv: list[str], threads: int, target: float = 1.0) -> tuple[list[dict
     for line in process.stdout:
         if line.startswith("run directory: "):
             root = Path(line.removeprefix("run directory: ").strip())
-        elif line.strip()[:1].isdigit():  # the log is on the disk before its row is printed
+            continue
+        show(line.rstrip())
+        if is_row(line):  # the log is on the disk before its row is printed
             with open(root / "train-bnn.py-logs.csv") as file:
                 rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-            if rows[-1][f"ens[{ENS}]_test_acc"] >= target:
+            if rows[-1][ENSEMBLE] >= target:
                 seconds = time.perf_counter() - start
                 process.kill()
                 process.communicate()
