@@ -74,8 +74,8 @@ SCALES = {
         bnns={
             "all": Sweep(
                 f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4",
-                f"{BNN} --classifier_prior sn --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 "
-                "--eval_freq 1000",
+                f"{BNN} --classifier_prior sn --kl_weight 0.1 --lamb 0.3 --data mnist --hid_dim 32 128 "
+                "--epochs 1000 --kl_kernels 256 --eval_freq 1000",
             )
         },
     ),
