@@ -114,9 +114,8 @@ def predict(
     with what torch does in one, such as noise, too. A batch is at most of CACHED_IMAGES then.
     Each batch has its own generator, seeded from torch's global one, so the noise does not depend on the threads.
     """
-    device = data.labels.device
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    size = min(batch_size, CACHED_IMAGES) if device.type == "cpu" else batch_size
+    device, threads = data.labels.device, torch.get_num_threads()
+    workers, size = (threads, min(batch_size, CACHED_IMAGES)) if device.type == "cpu" else (1, batch_size)
     batches = torch.arange(len(data.labels), device=device).split(size)
 
     @torch.no_grad()
@@ -126,11 +125,8 @@ def predict(
             return function(data.batch(index)[0], generator)
 
     seeds = torch.randint(2**62, (len(batches),)).tolist()
-    if threads == 1:
-        results = map(one, batches, seeds)
-        return list(tqdm(results, desc="test", total=len(batches), leave=False, delay=2, disable=None))
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             results = pool.map(one, batches, seeds)
             return list(tqdm(results, desc="test", total=len(batches), leave=False, delay=2, disable=None))
     finally:
