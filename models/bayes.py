@@ -143,7 +143,8 @@ def sample_outputs(
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":
             m, deviation = layer.moments(x)
             for _ in range(samples):
-                h = noise_like(m, generator).mul_(deviation).add_(m)
+                h = noise_like(m, generator)
+                torch.addcmul(m, deviation, h, out=h)
                 for following in layers[i + 1 :]:
                     h = following(h, generator) if isinstance(following, BayesLayer) else following(h)
                 yield h

@@ -1,14 +1,15 @@
 """The layers of the kernel VAEs: those of torch, computed faster on a CPU for maps of a few pixels.
 
-A 3x3 convolution between maps of 5x5 and 3x3 pixels is a product of polynomials in two variables, so Toom and Cook's
+A transposed 3x3 convolution of a map of 3x3 pixels is a product of polynomials in two variables, so Toom and Cook's
 algorithm (Winograd 1980; Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016) takes 25
 products of channel matrices instead of 81. Along one axis, with V the Vandermonde matrix of five points and E that of
 its first three columns, the full convolution of x and w (3 pixels each, 5 out) is
 
     V^-1 [(E x) * (E w)],
 
-since both are evaluated at the points, multiplied there, and the product is interpolated. The valid correlation of 5
-pixels to 3 is its transpose, E' [(V^-1' x) * (E w)]. Rounding grows eightfold, to some 1e-6 in float32.
+since both are evaluated at the points, multiplied there, and the product is interpolated. Rounding grows eightfold, to
+some 1e-6 in float32. For the valid convolution of 5x5 pixels, its transpose, the same saves nothing where direct
+convolutions run at twice the rate of products of matrices.
 """
 
 import torch
@@ -31,39 +32,25 @@ def toom_cook_matrices() -> tuple[Tensor, Tensor]:
 EVALUATE, INTERPOLATE = toom_cook_matrices()
 
 
-def through_points(x: Tensor, weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """after @ [(before @ x) * (E @ weight)], the product in the middle being one of matrices over channels.
+def through_points(x: Tensor, weight: Tensor) -> Tensor:
+    """The full convolution of maps with 3x3 kernels: the product at the points is one of matrices over channels.
 
     Parameters
     ----------
-    x : maps (n, channels in, side, side), channels last.
+    x : maps (n, channels in, 3, 3), channels last.
     weight : (3, 3, channels in, channels out).
-    before : to the points, (25, pixels of x).
-    after : from the points, (pixels of the result, 25).
 
     Returns
     -------
-    Maps (n, channels out, side, side), channels last.
+    Maps (n, channels out, 5, 5), channels last.
     """
-    evaluate, before, after = (t.to(x.dtype) for t in (EVALUATE, before, after))
+    evaluate, interpolate = (t.to(x.dtype) for t in (EVALUATE, INTERPOLATE))
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     kernels = (evaluate @ weight.flatten(2).flatten(0, 1)).view(-1, *weight.shape[2:])
-    # As batches, since `before @ pixels` would copy the pixels into another layout.
-    products = torch.bmm(torch.bmm(before.expand(len(x), -1, -1), pixels).transpose(0, 1), kernels)
-    out = torch.bmm(after.expand(len(x), -1, -1), products.transpose(0, 1))
-    side = 3 if len(after) == 9 else 5
-    return out.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-
-
-def by_points(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, side: int) -> bool:
-    """Whether `layer` on maps x of that side is to be computed through points: on a CPU, not in a lower precision."""
-    return (
-        layer.kernel_size == (3, 3)
-        and layer.padding == (0, 0)
-        and x.shape[2:] == (side, side)
-        and x.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-    )
+    # As batches, since `evaluate @ pixels` would copy the pixels into another layout.
+    products = torch.bmm(torch.bmm(evaluate.expand(len(x), -1, -1), pixels).transpose(0, 1), kernels)
+    out = torch.bmm(interpolate.expand(len(x), -1, -1), products.transpose(0, 1))
+    return out.unflatten(1, (5, 5)).permute(0, 3, 1, 2)
 
 
 class Conv2d(nn.Conv2d):
@@ -74,23 +61,21 @@ class Conv2d(nn.Conv2d):
             # Channels last, as the weights are stored, so that neither is copied.
             rows, weight = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, self.weight))
             return F.linear(rows, weight, self.bias)[:, :, None, None]
-        if by_points(x, self, side=5):
-            out = through_points(x, self.weight.permute(2, 3, 1, 0), INTERPOLATE.T, EVALUATE.T)
-            return out + self.bias[:, None, None]
         return super().forward(x)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution; of one pixel it is a product, twice as fast."""
+    """A transposed convolution; of one pixel it is a product, twice as fast, of 3x3 pixels a product at points."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] == (1, 1) and self.padding == (0, 0):
             weight = self.weight.permute(0, 2, 3, 1)
             pixels = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:]) + self.bias
             return pixels.permute(0, 3, 1, 2)
-        if by_points(x, self, side=3):
-            out = through_points(x, self.weight.permute(2, 3, 0, 1), EVALUATE, INTERPOLATE)
-            return out + self.bias[:, None, None]
+        # On a CPU, and not in a lower precision, whose digits it would lose.
+        small = self.kernel_size == (3, 3) and self.padding == (0, 0) and x.shape[2:] == (3, 3)
+        if small and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return through_points(x, self.weight.permute(2, 3, 0, 1)) + self.bias[:, None, None]
         return super().forward(x)
 
 
