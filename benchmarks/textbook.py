@@ -75,8 +75,10 @@ def layer_kl(layer: BayesConv2d, vae: KernelVAE) -> Tensor:
     return dwp_kl(vae, layer.mean.weight.reshape(-1, 1, k, k), layer.var["weight"].reshape(-1, 1, k, k))
 
 
-def conv(layer: BayesConv2d, x: Tensor, sample: bool) -> Tensor:
-    """Local reparameterization."""
+def conv(layer: BayesConv2d | nn.Conv2d, x: Tensor, sample: bool) -> Tensor:
+    """Local reparameterization, of a Bayesian layer."""
+    if isinstance(layer, nn.Conv2d):
+        return layer(x)
     m = layer.mean(x)
     if not sample:
         return m
@@ -85,7 +87,7 @@ def conv(layer: BayesConv2d, x: Tensor, sample: bool) -> Tensor:
 
 
 def forward(net: nn.Module, x: Tensor, sample: bool = True) -> Tensor:
-    """Logits of a Bayesian fconv."""
+    """Logits of an fconv, from whole images."""
     for i in (1, 2):
         x = conv(getattr(net.features, f"conv{i}"), x, sample)
         x = F.max_pool2d(F.leaky_relu(x, 0.01), 2)
@@ -129,7 +131,7 @@ def vae_epoch(vae: KernelVAE, optimizer, kernels: Tensor, batch: int = 128) -> f
 
 def net_step(net: nn.Module, optimizer, x: Tensor, y: Tensor, l2: float = 0.001) -> Tensor:
     """One step of a source network."""
-    loss = F.cross_entropy(net(x), y) + l2 * sum(p.pow(2).sum() for p in net.features.parameters())
+    loss = F.cross_entropy(forward(net, x), y) + l2 * sum(p.pow(2).sum() for p in net.features.parameters())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -69,7 +69,7 @@ SCALES = {
         vaes={
             7: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --batch_size 32 --var 0.004 --eval_freq 20",
             5: "--hidden_dim 64 --z_dim 4 --num_epochs 300 --var 0.0004 --eval_freq 20",
-            3: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --eval_freq 20",
+            3: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --var 0.0002 --eval_freq 20",
         },
         bnns={
             "all": Sweep(
