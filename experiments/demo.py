@@ -14,11 +14,11 @@ import tabulate
 from tqdm import tqdm
 
 from experiments.bnn_runs import ENSEMBLE, command_line, is_row, train
+from experiments.scales import FEW_IMAGES
 from runs import ROOT, Parser, command, number
 
 VAES = [str(ROOT / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5)]
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
-FEW_IMAGES = ["--classifier_prior", "sn", "--kl_weight", "0.1", "--lamb", "0.3"]
 EVALUATIONS = 2
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
                 bar.update(is_row(line))
 
             line = command_line(VAES, args.split, args.kl_kernels, args.epochs, eval_freq, prior)
-            return train([*line, *FEW_IMAGES], threads, show=show)[0]
+            return train([*line, *FEW_IMAGES.split()], threads, show=show)[0]
 
         logs = dict(zip(PRIORS, pool.map(run, PRIORS.values()), strict=True))
 

@@ -38,6 +38,8 @@ FCONV3X3 = "--data not-mnist --model fconv3x3 --net_cfg vanilla --l2 0.001"
 WIDE = f"{FCONV} --hid_dim 256 512 --precision bf16 --eval_freq 2 --checkpoint_freq 1"
 NARROW = "--bs 64 --lr 0.003 --epochs 8 --eval_freq 8"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
+# For few images, by validation: data/fconv/README.md.
+FEW_IMAGES = "--classifier_prior sn --kl_weight 0.1 --lamb 0.3"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 
 SCALES = {
@@ -74,8 +76,7 @@ SCALES = {
         bnns={
             "all": Sweep(
                 f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4",
-                f"{BNN} --classifier_prior sn --kl_weight 0.1 --lamb 0.3 --data mnist --hid_dim 32 128 "
-                "--epochs 1000 --kl_kernels 256 --eval_freq 1000",
+                f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 --eval_freq 1000",
             )
         },
     ),
