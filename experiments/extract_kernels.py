@@ -3,9 +3,9 @@ r"""Collect the kernels of source networks, prune those whose norm is almost zer
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
         --min_norm_7x7 0.2 --min_norm_5x5 0.13 [--figure norms.png]
 
-Prints a histogram of norms per kernel size. A size without a threshold is shown and not written, so a first call
-without thresholds shows where the valley between pruned and structured kernels lies. Of near-duplicates in one
-network the first is kept.
+Prints histograms of norms: without thresholds those of all kernel sizes, and nothing is written, so a first call shows
+where the valley between pruned and structured kernels lies; else those of the sizes with one. Of near-duplicates in
+one network the first is kept.
 """
 
 import glob
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     if not found:
         raise UserError(f"--runs: the {len(models)} networks have no kernels of a size in {VAE_KERNEL_SIZES}")
     data_sets, norms = {}, {}
-    for k in sorted(found, reverse=True):
+    for k in sorted(thresholds or found, reverse=True):
         sources = [network[k] for network in networks if k in network]
         norms[k] = torch.cat(sources).flatten(1).norm(dim=1).numpy()
         print(f"\n{k}x{k}: {len(norms[k])} kernels of {len(sources)} networks; norm, count")

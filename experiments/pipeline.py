@@ -11,6 +11,7 @@ networks and page.html.
 """
 
 import csv
+import functools
 import glob
 import hashlib
 import io
@@ -183,29 +184,31 @@ def pipeline(out: Path, scale: Scale, own: Sequence[str]) -> None:
     """All stages in order; `own` are options of the sweeps."""
     from experiments import collect, extract_kernels
 
-    models = []
+    models = {}
     for name, (grid, shared) in scale.nets.items():
-        models += swept(out, f"nets-{name}", "train-net.py", grid, shlex.split(shared), own)
-    models = [file for file in models if file.name == "model.torch"]
+        files = swept(out, f"nets-{name}", "train-net.py", grid, shlex.split(shared), own)
+        models[name] = [file for file in files if file.name == "model.torch"]
 
-    def extract() -> list[Path]:
-        histograms = out / "figures" / "norms.png"
+    def extract(k: int, sources: Sequence[Path], words: Sequence[str]) -> list[Path]:
+        histogram = out / "figures" / f"norms{k}x{k}.png"
         with tempfile.TemporaryDirectory(dir=out, prefix=".kernels-") as folder:
-            sources = [glob.escape(str(model.parent)) for model in models]
-            where = ["--out", folder, "--figure", str(histograms)]
-            extract_kernels.main(["--runs", *sources, *where, *shlex.split(scale.kernels)])
-            sets = {k: [Path(folder, f"conv{k}x{k}", f"{part}.npy") for part in ("train", "test")] for k in scale.vaes}
-            return [histograms, *(file for k, files in sets.items() for file in keep(files, out / f"conv{k}x{k}"))]
+            runs = [glob.escape(str(model.parent)) for model in sources]
+            extract_kernels.main(["--runs", *runs, "--out", folder, "--figure", str(histogram), *words])
+            files = [Path(folder, f"conv{k}x{k}", f"{part}.npy") for part in ("train", "test")]
+            return [histogram, *keep(files, out / f"conv{k}x{k}")]
 
-    kernels = stage(out, "kernels", shlex.split(scale.kernels), models, extract)
-    convs, vaes = {}, {}
-    for k, words in scale.vaes.items():
-        inputs = [file for file in kernels if file.parent.name.startswith(f"conv{k}x{k}-")]
+    convs, vaes, kernels = {}, {}, []
+    for k, (nets, min_norm, vae) in scale.kernels.items():
+        sources, words = [model for name in nets for model in models[name]], [f"--min_norm_{k}x{k}", str(min_norm)]
+        make = functools.partial(extract, k, sources, words)
+        inputs = [file for file in stage(out, f"kernels{k}x{k}", words, sources, make) if file.suffix == ".npy"]
+        kernels += inputs
         convs[k] = inputs[0].parent
-        shared = ["--kernel_dim", str(k), "--data_dir", str(convs[k]), *shlex.split(words)]
+        shared = ["--kernel_dim", str(k), "--data_dir", str(convs[k]), *shlex.split(vae)]
         trained = swept(out, f"train-vae{k}x{k}", "train-vae.py", "--seed 42", shared, own, inputs)
         files = [file for file in trained if file.name in VAE_FILES]
-        copies = stage(out, f"vae{k}x{k}", VAE_FILES, files, lambda files=files, k=k: keep(files, out / f"vae{k}x{k}"))
+        make = functools.partial(keep, files, out / f"vae{k}x{k}")
+        copies = stage(out, f"vae{k}x{k}", VAE_FILES, files, make)
         vaes[k] = copies[0].parent
 
     results = []
@@ -215,8 +218,8 @@ def pipeline(out: Path, scale: Scale, own: Sequence[str]) -> None:
         words = [word.format(**places) for word in shlex.split(shared)]
         results += swept(out, f"bnns-{name}", "train-bnn.py", grid, words, own, priors)
 
-    stats, inputs = shlex.split(scale.stats), [*priors, *(file for file in kernels if file.suffix == ".npy")]
-    stage(out, "figures", stats, inputs, lambda: figures(out / "figures", stats, convs, vaes))
+    stats = shlex.split(scale.stats)
+    stage(out, "figures", stats, [*priors, *kernels], lambda: figures(out / "figures", stats, convs, vaes))
     roots = list(dict.fromkeys(str(file.parent) for file in results))
     words = ["--by", *scale.by.split(), "--html", "--out", str(out / "results")]
     names = ("runs.csv", "runs.parquet", "groups.csv", "groups.parquet", "page.html")

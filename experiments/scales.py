@@ -1,5 +1,6 @@
 """How large the stages of `experiments.pipeline` are: the arguments of their commands, at each scale."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -14,20 +15,31 @@ class Sweep(NamedTuple):
     shared: str
 
 
+class Kernels(NamedTuple):
+    """The kernels of one size and their VAE.
+
+    nets : the sweeps of the networks that they are taken from.
+    min_norm : the least norm that a kernel has.
+    vae : the arguments of train-vae.py.
+    """
+
+    nets: Sequence[str]
+    min_norm: float
+    vae: str
+
+
 class Scale(NamedTuple):
     """The pipeline at one scale.
 
-    nets : sweeps of train-net.py by name, whose kernels are taken together.
-    kernels : of experiments.extract_kernels: a threshold for each kernel size that has a VAE.
-    vaes : of train-vae.py, by kernel size.
+    nets : sweeps of train-net.py by name.
+    kernels : by kernel size.
     bnns : sweeps of train-bnn.py by name.
     by : the arguments of train-bnn.py by which the results are grouped.
     stats : of experiments.vae_stats.
     """
 
     nets: dict[str, Sweep]
-    kernels: str
-    vaes: dict[int, str]
+    kernels: dict[int, Kernels]
     bnns: dict[str, Sweep]
     by: str = "num_examples prior_list"
     stats: str = ""
@@ -36,7 +48,8 @@ class Scale(NamedTuple):
 FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
 FCONV3X3 = "--data not-mnist --model fconv3x3 --net_cfg vanilla --l2 0.001"
 WIDE = f"{FCONV} --hid_dim 256 512 --precision bf16 --eval_freq 2 --checkpoint_freq 1"
-NARROW = "--bs 64 --lr 0.003 --epochs 8 --eval_freq 8"
+NARROW = "--bs 64 --lr 0.003"
+VAE7X7, VAE5X5 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 # For few images, by validation: data/fconv/README.md.
 FEW_IMAGES = "--classifier_prior sn --kl_weight 0.1 --lamb 0.3"
@@ -46,8 +59,10 @@ SCALES = {
     # Every stage in its true form, on almost nothing: what comes out is no prior.
     "smoke": Scale(
         nets={"all": Sweep("--seed 1..2", f"{FCONV} --hid_dim 4 6 --num_examples 50 --epochs 2 --bs 25")},
-        kernels="--min_norm_7x7 0 --min_norm_5x5 0",
-        vaes={7: "--hidden_dim 4 --z_dim 2 --num_epochs 3", 5: "--hidden_dim 4 --z_dim 3 --num_epochs 3"},
+        kernels={
+            7: Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3"),
+            5: Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3"),
+        },
         bnns={
             "all": Sweep(
                 f"{PRIORS} --data_split_seed 0..1",
@@ -64,14 +79,19 @@ SCALES = {
             "wide-long": Sweep("--seed 2", f"{WIDE} --bs 32 --lr 0.002 --epochs 4"),
             "wide-2": Sweep("--seed 5..12", f"{WIDE} --bs 32 --lr 0.003 --epochs 2"),
             # Narrow ones give more 7x7 kernels in the time.
-            "narrow": Sweep("--seed 101..116", f"{FCONV} --hid_dim 64 16 {NARROW}"),
-            "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
+            "narrow": Sweep("--seed 101..116", f"{FCONV} --hid_dim 64 16 {NARROW} --epochs 8 --eval_freq 8"),
+            # On shifted letters 5x5 kernels are smoother, and 7x7 ones worse.
+            "shifted": Sweep(
+                "--seed 2001..2023", f"{FCONV} --hid_dim 32 128 {NARROW} --epochs 20 --eval_freq 20 --aug 1"
+            ),
+            "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW} --epochs 8 --eval_freq 8"),
         },
-        kernels="--min_norm_7x7 0.2 --min_norm_5x5 0.13 --min_norm_3x3 0.1",
-        vaes={
-            7: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --batch_size 32 --var 0.004 --eval_freq 20",
-            5: "--hidden_dim 64 --z_dim 4 --num_epochs 300 --var 0.0004 --eval_freq 20",
-            3: "--hidden_dim 32 --z_dim 2 --num_epochs 300 --var 0.0002 --eval_freq 20",
+        kernels={
+            7: Kernels(
+                ["wide-4", "wide-long", "wide-2", "narrow"], 0.2, f"{VAE7X7} --batch_size 32 --var 0.004 --eval_freq 20"
+            ),
+            5: Kernels(["shifted"], 0.13, f"{VAE5X5} --var 0.0004 --eval_freq 20"),
+            3: Kernels(["3x3"], 0.1, "--hidden_dim 32 --z_dim 2 --num_epochs 300 --var 0.0002 --eval_freq 20"),
         },
         bnns={
             "all": Sweep(
@@ -83,8 +103,7 @@ SCALES = {
     # The commands of the README, as the paper ran them.
     "paper": Scale(
         nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
-        kernels="--min_norm_7x7 0.2 --min_norm_5x5 0.13",
-        vaes={7: "--hidden_dim 32 --z_dim 2 --num_epochs 300", 5: "--hidden_dim 64 --z_dim 4 --num_epochs 300"},
+        kernels={7: Kernels(["all"], 0.2, VAE7X7), 5: Kernels(["all"], 0.13, VAE5X5)},
         bnns={
             "all": Sweep(
                 f"{PRIORS} --num_examples 50 100 --data_split_seed 0..9",

@@ -63,13 +63,18 @@ def run(sandbox, capsys):
             assert stop.value.code == code
         else:
             pipeline.main(["--scale", "smoke"])
-        lines = [line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if line.split(":")[0] in STAGES]
+        lines = [
+            line.split(": ", 1)
+            for line in capsys.readouterr().out.splitlines()
+            if line.split(":")[0] in {*STAGES, "nets-more"}
+        ]
         return [name for name, rest in lines if rest != "done before"]
 
     return run
 
 
-STAGES = ["nets-all", "kernels", "train-vae7x7", "vae7x7", "train-vae5x5", "vae5x5", "bnns-all", "figures", "results"]
+SIZES = [f"{stage}{k}x{k}" for k in (7, 5) for stage in ("kernels", "train-vae", "vae")]
+STAGES = ["nets-all", *SIZES, "bnns-all", "figures", "results"]
 ALL = Counter({"train-net.py": 2, "train-vae.py": 2, "train-bnn.py": 4})
 
 
@@ -119,14 +124,14 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
         return stages, dict(counts)
 
     # Arguments of a VAE: it, what depends on it, and nothing else.
-    vaes = scales.SCALES["smoke"].vaes
-    change(monkeypatch, vaes={7: vaes[7], 5: vaes[5] + " --var 0.1"})
+    kernels = scales.SCALES["smoke"].kernels
+    change(monkeypatch, kernels={7: kernels[7], 5: kernels[5]._replace(vae=kernels[5].vae + " --var 0.1")})
     assert anew() == (
         ["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
         {"train-vae.py": 1, "train-bnn.py": 4},
     )
     # And back: what was trained before is known by its arguments, and by what the VAE's folder holds.
-    change(monkeypatch, vaes=vaes)
+    change(monkeypatch, kernels=kernels)
     assert anew() == (["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"], {})
     # More seeds: other kernels, other VAEs, other BNNs.
     net = scales.SCALES["smoke"].nets["all"]
@@ -151,8 +156,19 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     assert utils.load_vae(vae).kernel_dim == 7
     (out / "results" / "page.html").unlink()
     assert anew() == (["results"], {})
-    (out / "stages" / "kernels.yaml").write_text("[")
-    assert anew() == (["kernels"], {})
+    (out / "stages" / "kernels7x7.yaml").write_text("[")
+    assert anew() == (["kernels7x7"], {})
+    # A sweep whose networks give kernels of one size.
+    nets = {**scales.SCALES["smoke"].nets, "more": net._replace(grid="--seed 7")}
+    change(monkeypatch, nets=nets, kernels={7: kernels[7], 5: kernels[5]._replace(nets=["all", "more"])})
+    before7, before5 = (set(out.glob(f"conv{k}x{k}-*")) for k in (7, 5))
+    assert anew() == (
+        ["nets-more", "kernels5x5", "train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
+        {"train-net.py": 1, "train-vae.py": 1, "train-bnn.py": 4},
+    )
+    (conv,) = set(out.glob("conv5x5-*")) - before5
+    assert sum(len(np.load(conv / f"{part}.npy")) for part in ("train", "test")) == 4 * 4 * 6
+    assert set(out.glob("conv7x7-*")) == before7
 
 
 @pytest.mark.parametrize("after", [1, 3, 6])
@@ -183,11 +199,11 @@ def test_the_scales_are_taken_by_the_commands(scale, script, sandbox):
         assert sweep.make_trials(
             sweep.find_script("train-net.py"), sweep.parse(["x", *shlex.split(grid)]).options, shlex.split(shared)
         )
-    thresholds = {word for word in shlex.split(spec.kernels) if word.startswith("--")}
-    assert thresholds == {f"--min_norm_{k}x{k}" for k in spec.vaes}
-    for k, words in spec.vaes.items():
-        script("train-vae.py").parse(["--kernel_dim", str(k), "--data_dir", "x", *shlex.split(words)])
-    places = {f"vae{k}x{k}": "x" for k in spec.vaes}
+    for k, (nets, min_norm, vae) in spec.kernels.items():
+        assert set(nets) <= set(spec.nets) and min_norm >= 0
+        script("train-vae.py").parse(["--kernel_dim", str(k), "--data_dir", "x", *shlex.split(vae)])
+    assert {name for nets, *_ in spec.kernels.values() for name in nets} == set(spec.nets)
+    places = {f"vae{k}x{k}": "x" for k in spec.kernels}
     for grid, shared in spec.bnns.values():
         words = [word.format(**places) for word in shlex.split(shared)]
         trials = sweep.make_trials(
