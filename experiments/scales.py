@@ -47,8 +47,9 @@ class Scale(NamedTuple):
 
 FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
 FCONV3X3 = "--data not-mnist --model fconv3x3 --net_cfg vanilla --l2 0.001"
+WIDES = ("wide-4", "wide-long", "wide-2")
 WIDE = f"{FCONV} --hid_dim 256 512 --precision bf16 --eval_freq 2 --checkpoint_freq 1"
-NARROW = "--bs 64 --lr 0.003"
+NARROW = "--bs 64 --lr 0.003 --epochs 8 --eval_freq 8"
 VAE7X7, VAE5X5 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 # For few images, by validation: data/fconv/README.md.
@@ -78,19 +79,14 @@ SCALES = {
             "wide-4": Sweep("--seed 1 3 4", f"{WIDE} --bs 64 --lr 0.003 --epochs 4"),
             "wide-long": Sweep("--seed 2", f"{WIDE} --bs 32 --lr 0.002 --epochs 4"),
             "wide-2": Sweep("--seed 5..12", f"{WIDE} --bs 32 --lr 0.003 --epochs 2"),
-            # Narrow ones give more 7x7 kernels in the time.
-            "narrow": Sweep("--seed 101..116", f"{FCONV} --hid_dim 64 16 {NARROW} --epochs 8 --eval_freq 8"),
-            # On shifted letters 5x5 kernels are smoother, and 7x7 ones worse.
-            "shifted": Sweep(
-                "--seed 2001..2023", f"{FCONV} --hid_dim 32 128 {NARROW} --epochs 20 --eval_freq 20 --aug 1"
-            ),
-            "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW} --epochs 8 --eval_freq 8"),
+            # Narrow ones give more 7x7 kernels in the time, the narrowest such of a large norm.
+            "narrowest": Sweep("--seed 201..264", f"{FCONV} --hid_dim 16 64 {NARROW}"),
+            "narrow": Sweep("--seed 101..116", f"{FCONV} --hid_dim 64 16 {NARROW}"),
+            "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
         },
         kernels={
-            7: Kernels(
-                ["wide-4", "wide-long", "wide-2", "narrow"], 0.2, f"{VAE7X7} --batch_size 32 --var 0.004 --eval_freq 20"
-            ),
-            5: Kernels(["shifted"], 0.13, f"{VAE5X5} --var 0.0004 --eval_freq 20"),
+            7: Kernels([*WIDES, "narrowest", "narrow"], 0.4, f"{VAE7X7} --batch_size 32 --var 0.006 --eval_freq 20"),
+            5: Kernels([*WIDES, "narrow"], 0.13, f"{VAE5X5} --var 0.0004 --eval_freq 20"),
             3: Kernels(["3x3"], 0.1, "--hidden_dim 32 --z_dim 2 --num_epochs 300 --var 0.0002 --eval_freq 20"),
         },
         bnns={
