@@ -251,7 +251,8 @@ def run_trials(
         if received:
             number_ = received[0]
             go_on = f"go on with: python -m experiments.sweep {shlex.join(argv)}"
-            raise Stopped(number_, f"stopped, {bar.n} of {len(trials)} trials are finished; {go_on}")
+            done = sum(trial.record()["state"] == "finished" for trial in trials)  # a bar that is off does not count
+            raise Stopped(number_, f"stopped, {done} of {len(trials)} trials are finished; {go_on}")
     return errors
 
 

@@ -319,6 +319,23 @@ def with_checkpoint(folder):
     ]
 
 
+def test_a_stopped_sweep_counts_the_finished_trials(sandbox, monkeypatch, capsys):
+    other_script(sandbox, "")
+
+    def drive(ray, trials, bar, received, *more):
+        trials[1].write({"state": "finished", "root": "", "attempts": 1, "error": ""})
+        bar.update()
+        received.append(signal.SIGINT)
+        return {}
+
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "nodes_for", lambda *more: [])
+    monkeypatch.setattr(cluster, "drive", drive)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([str(sandbox / "other.py"), "--seed", "0..2"])
+    assert stop.value.code == 130 and "stopped, 1 of 3 trials are finished; " in capsys.readouterr().err
+
+
 @NEEDS_RAY
 def test_ctrl_c_and_go_on(sandbox, kernels):
     mark, folder = secrets.token_hex(8), sandbox / "logs" / "sweeps" / "both"
