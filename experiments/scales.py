@@ -84,7 +84,7 @@ SCALES = {
             "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
         },
         kernels={
-            7: Kernels([*WIDES, "narrow"], 0.4, f"{VAE7X7} --batch_size 32 --var 0.002 --eval_freq 20"),
+            7: Kernels([*WIDES, "narrow"], 0.2, f"{VAE7X7} --batch_size 32 --var 0.004 --eval_freq 20"),
             5: Kernels([*WIDES, "narrow"], 0.13, f"{VAE5X5} --var 0.0004 --eval_freq 20"),
             3: Kernels(["3x3"], 0.1, "--hidden_dim 32 --z_dim 2 --num_epochs 300 --var 0.0002 --eval_freq 20"),
         },
