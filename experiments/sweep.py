@@ -244,8 +244,8 @@ def run_trials(
         if args.address:
             cluster.check_nodes(ray, nodes, trials[0], data_root)
         write_sweep(name, trials)
-        done = len(trials) - len(open_trials)
-        with tqdm(total=len(trials), initial=done, desc="trials", smoothing=0, disable=None) as bar:
+        initial = len(trials) - len(open_trials)
+        with tqdm(total=len(trials), initial=initial, desc="trials", smoothing=0, disable=None) as bar:
             resources = (args.cpus, args.gpus)
             errors = cluster.drive(ray, open_trials, bar, received, *resources, args.retries, data_root)
         if received:
