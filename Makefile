@@ -24,9 +24,10 @@ test: lint  ## the whole suite
 soak: $(VENV)/installed  ## 30 kills of each script; the last result is in tests/README.md
 	DWP_KILLS=30 $(PY) -m pytest -q tests/test_runs.py -k killed --durations=3
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed  ## style, and the direction of imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 
 figures: $(VENV)/installed  ## the pictures in data/fconv/figures, but for the histograms of norms, which need the networks
 	$(PY) -m experiments.plot_kernels --conv data/fconv/conv7x7 --vae data/fconv/vae7x7 --out data/fconv/figures

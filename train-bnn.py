@@ -7,21 +7,22 @@ r"""Train a variational Bayesian network, whose KL is taken against a prior of e
 
 import math
 
-import runs
-from models.configs import MODELS, PRIOR_NEEDS
+from models.configs import MODELS, PRIORS, SOURCES
+from runs import options
+from runs.errors import UserError, one_line_errors, user_error
+from runs.options import POSITIVE, WHOLE, number_type
 
 SCRIPT = "train-bnn.py"
 
 
 def parse(argv: list[str] | None = None):
-    whole, positive = runs.number(int, 1), runs.number(float, 0, open_low=True)
-    parser = runs.Parser(__doc__.split("\n")[0], SCRIPT)
-    runs.add_network_options(parser, net_cfg="bayes")
+    parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
+    options.add_network_options(parser, net_cfg="bayes")
     bayes = parser.add_argument_group("Bayesian inference")
-    bayes.add_argument("--prior", choices=tuple(PRIOR_NEEDS), default="sn", help="prior of every Bayesian conv")
+    bayes.add_argument("--prior", choices=tuple(PRIORS), default="sn", help="prior of every Bayesian conv")
     bayes.add_argument(
         "--prior_list",
-        choices=tuple(PRIOR_NEEDS),
+        choices=tuple(PRIORS),
         nargs="*",
         default=[],
         help="instead, one prior per conv ('no' if deterministic)",
@@ -32,14 +33,14 @@ def parse(argv: list[str] | None = None):
         default="none",
         help="'sn' makes the classifier's linear layers Bayesian under N(0, lamb^2)",
     )
-    bayes.add_argument("--lamb", type=positive, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
-    bayes.add_argument("--kl_weight", type=runs.number(float, 0), default=1.0, help="factor of the KL in the objective")
+    bayes.add_argument("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
+    bayes.add_argument("--kl_weight", type=number_type(float, 0), default=1.0, help="factor of the KL in the objective")
     bayes.add_argument(
-        "--dwp_samples", type=whole, default=1, help="w's per kernel and step in the KL of 'vae', 'flow', 'sn-mc'"
+        "--dwp_samples", type=WHOLE, default=1, help="w's per kernel and step in the KL of 'vae', 'flow', 'sn-mc'"
     )
     bayes.add_argument(
         "--kl_kernels",
-        type=runs.number(int, 0),
+        type=number_type(int, 0),
         default=0,
         help="kernels per layer drawn each step for that KL, an unbiased estimate; 0 is all",
     )
@@ -47,78 +48,83 @@ def parse(argv: list[str] | None = None):
         "--reverse",
         choices=("frozen", "train"),
         default="frozen",
-        help="the reverse model r(z|w) of 'vae': the VAE's encoder, or a copy per layer that is trained along",
+        help="the reverse model r(z|w) of 'vae': 'train': a copy of the VAE's encoder per layer learns too",
     )
     bayes.add_argument(
         "--bound", choices=("elbo", "iwae"), default="elbo", help="bound of the KL of 'vae'; 'iwae' is tighter"
     )
-    bayes.add_argument("--iwae_samples", type=whole, default=8, help="z's per w in the bound 'iwae'")
-    bayes.add_argument("--ens", type=whole, default=10, help="samples in the ensemble that is evaluated")
-    bayes.add_argument("--logvarinit", type=runs.number(float, -50, 50), default=-10.0, help="initial log variance")
-    runs.add_run_options(parser)
+    bayes.add_argument("--iwae_samples", type=WHOLE, default=8, help="z's per w in the bound 'iwae'")
+    bayes.add_argument("--ens", type=WHOLE, default=10, help="samples in the ensemble that is evaluated")
+    bayes.add_argument("--logvarinit", type=number_type(float, -50, 50), default=-10.0, help="initial log variance")
+    options.add_run_options(parser)
     args = parser.parse_args(argv)
 
-    runs.check_net_cfg(args, bayesian=True)
-    config = MODELS[args.model].config(args.net_cfg)
-    if args.prior_list and len(args.prior_list) != len(config.bayesian):
-        raise runs.UserError(
-            f"--prior_list: found {len(args.prior_list)} entries, expected {len(config.bayesian)} convs"
-        )
-    for i, prior in enumerate(args.prior_list):
-        if prior != "no" and not config.bayesian[i]:
-            raise runs.UserError(
-                f"--prior_list: found {prior!r} for conv {i + 1}, expected 'no': it is deterministic in {args.net_cfg}"
+    options.check_net_cfg(args, bayesian=True)
+    bayesian = MODELS[args.model].config(args.net_cfg).bayesian
+    args.priors = args.prior_list or [args.prior if is_bayesian else "no" for is_bayesian in bayesian]
+    if len(args.priors) != len(bayesian):
+        raise UserError(f"--prior_list: found {len(args.priors)} entries, expected {len(bayesian)} convs")
+    for i, (prior, is_bayesian) in enumerate(zip(args.priors, bayesian, strict=True), 1):
+        if prior != "no" and not is_bayesian:
+            raise UserError(
+                f"--prior_list: found {prior!r} for conv {i}, expected 'no': it is deterministic in {args.net_cfg}"
             )
-    if "vae" not in priors(args) and (args.reverse, args.bound) != ("frozen", "elbo"):
+    if "vae" not in args.priors and (args.reverse, args.bound) != ("frozen", "elbo"):
         option = "reverse" if args.reverse != "frozen" else "bound"
-        raise runs.UserError(f"--{option}: found {getattr(args, option)} and no prior 'vae', whose KL it concerns")
-    runs.check_network_options(args, priors(args))
+        raise UserError(f"--{option}: found {getattr(args, option)} and no prior 'vae', whose KL it concerns")
+    options.check_network_options(args, args.priors)
     return args
 
 
-def priors(args) -> list[str]:
-    """The prior of each conv layer."""
-    bayesian = MODELS[args.model].config(args.net_cfg).bayesian
-    return args.prior_list or [args.prior if is_bayesian else "no" for is_bayesian in bayesian]
-
-
-@runs.command
-def main(argv: list[str] | None = None) -> runs.Run:
+@one_line_errors
+def main(argv: list[str] | None = None):
     args = parse(argv)
-    # After the arguments, so that a mistake in them answers at once.
+    # After the arguments, so that a mistake in them is answered at once.
     import torch
     import torch.nn.functional as F
 
     import utils
-    from models.bayes import BayesLayer, bayesian_layers, kl_terms, set_mode
-    from models.priors import NormalPrior, reverse_models
+    from models.bayes import bayesian_layers, kl_terms, set_mode
+    from models.build import build_network, init_network, set_priors
+    from models.priors import NormalPrior
+    from runs.checkpoint import load_pretrained, load_run, save_tensors
+    from runs.device import autocast, choose_device, seed_all
+    from runs.loop import Run, Stopwatch
 
-    utils.seed_all(args.seed)
-    device = utils.pick_device(args.device)
-    precision = utils.autocast(args.precision, device)
-    train, test = utils.load_network_data(args, device)
-    sources = utils.load_sources(args, device, priors(args))
-    net = utils.NETWORKS[args.model](
-        args, log_variance=args.logvarinit, bayesian_classifier=args.classifier_prior == "sn"
+    seed_all(args.seed)
+    device = choose_device(args.device)
+    precision = autocast(args.precision, device)
+    train, test = utils.load_split(
+        args.data, args.model, args.n_classes, args.num_examples, args.data_split_seed, device
+    )
+    lists = {kind: getattr(args, f"{kind}_list") for kind in SOURCES}
+    sources = utils.load_sources(MODELS[args.model].kernel_sizes, args.init_list, args.priors, lists, device)
+    net = build_network(
+        args.model,
+        args.net_cfg,
+        args.hid_dim,
+        args.model_size,
+        args.n_classes,
+        log_variance=args.logvarinit,
+        bayesian_classifier=args.classifier_prior == "sn",
     ).to(device)
-    utils.init_network(net, args, sources)
+    init_network(net, args.init_list, sources)
+    if args.pretrained:
+        load_pretrained(net, args.pretrained)
     for layer in bayesian_layers(net.classifier):
         layer.prior = NormalPrior(args.lamb)
-    conv_priors = utils.build_priors(args, priors(args), sources)
-    for layer, prior in zip(utils.conv_layers(net), conv_priors, strict=True):
-        if isinstance(layer, BayesLayer):
-            layer.prior = prior
-    reverse = torch.nn.ModuleDict(reverse_models(conv_priors))
+    with user_error("--prior, --prior_list:"):
+        reverse = set_priors(net, args.priors, sources, vars(args))
     optimizer = torch.optim.Adam([*net.parameters(), *reverse.parameters()], lr=args.lr)
     if args.resume and not args.continue_run:
-        utils.resume(args.resume, net, optimizer, reverse)
+        load_run(args.resume, net, optimizer, reverse)
     # NLL, KL and hits of an epoch, summed on the device: reading a value would make every step wait for it.
     totals = torch.zeros(3, device=device)
-    run = runs.Run(SCRIPT, args, device)
+    run = Run(SCRIPT, args, device)
     run.track(model=net, opt=optimizer, reverse=reverse, totals=totals)
     if run.step == 0:
-        runs.write_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
-    watch = runs.Stopwatch()
+        save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
+    watch = Stopwatch()
 
     def evaluate() -> dict[str, float]:
         """Accuracy of the mean network, of one sample and of the ensemble, whose mean NLL is in nats per image.
@@ -145,7 +151,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
 
     n = len(train.labels)
     for epoch in run.epochs(args.epochs):
-        lr = runs.learning_rate(args, epoch)
+        lr = options.learning_rate(epoch, args.epochs, args.lr, args.decrease_from, args.milestones, args.gamma)
         for group in optimizer.param_groups:
             group["lr"] = lr
         net.train()
@@ -154,17 +160,15 @@ def main(argv: list[str] | None = None) -> runs.Run:
             with precision:
                 logits = net(utils.augment(x) if args.aug else x)
                 nll = F.cross_entropy(logits, y)
-                terms = kl_terms(net)
+                terms = {f"the KL of {name}": term for name, term in kl_terms(net).items()}
             kl = sum(terms.values())
-            run.require_finite(
-                **{"the data term is": nll}, **{f"the KL of {name} is": kl for name, kl in terms.items()}
-            )
+            run.require_finite({"the cross-entropy": nll, **terms})
             optimizer.zero_grad()
             (n * nll + args.kl_weight * kl).backward()
             optimizer.step()
             totals += torch.stack([nll.detach() * len(y), kl.detach(), (logits.argmax(1) == y).sum()])
 
-        if run.due(epoch, args.epochs):
+        if run.should_evaluate(epoch, args.epochs):
             tested = evaluate()
             test_nll = tested.pop("test_nll")
             nll_sum, kl_sum, hits = totals.tolist()
@@ -181,7 +185,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
                 lr=lr,
                 sec=watch.lap(),
             )
-            run.export()
+            run.save_weights()
         totals.zero_()
     return run
 

@@ -3,94 +3,106 @@
 python train-net.py --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001 --model fconv --net_cfg vanilla --seed 1
 """
 
-import runs
-from models.configs import MODELS
+from models.configs import MODELS, SOURCES
+from runs import options
+from runs.errors import UserError, one_line_errors
+from runs.options import number_type
 
 SCRIPT = "train-net.py"
 
 
 def parse(argv: list[str] | None = None):
     switch = {"type": int, "choices": (0, 1), "default": 0}
-    parser = runs.Parser(__doc__.split("\n")[0], SCRIPT)
-    runs.add_network_options(parser, net_cfg="vanilla")
+    parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
+    options.add_network_options(parser, net_cfg="vanilla")
     regularization = parser.add_argument_group("regularization")
     regularization.add_argument(
         "--l2",
-        type=runs.number(float, 0),
+        type=number_type(float, 0),
         default=0.0,
         help="weight of the sum of squares of all parameters of the conv part, added to the mean cross-entropy",
     )
     regularization.add_argument(
         "--dwp_reg",
-        type=runs.number(float, 0),
+        type=number_type(float, 0),
         default=0.0,
         help="weight of the bound on -log p(weights), in nats, under the deep weight prior of every conv, added too",
     )
     regularization.add_argument(
-        "--dwp_samples", type=runs.number(int, 1), default=1, help="z's per kernel and step in that bound"
+        "--dwp_samples", type=options.WHOLE, default=1, help="z's per kernel and step in that bound"
     )
     regularization.add_argument(
         "--do",
-        type=runs.number(float, 0, 1),
+        type=number_type(float, 0, 1),
         nargs="*",
         default=[],
         help="dropout probabilities of fconv's 'vanilla-do', one for each conv layer",
     )
     what = parser.add_argument_group("what is trained, and how")
-    runs.add_compile_option(what)
+    options.add_compile_option(what)
     what.add_argument("--rfe", **switch, help="1: the classifier and the batch norms alone, on frozen convs")
     what.add_argument("--fastconv", **switch, help="1: eval_freq and the log's t count steps, not epochs")
-    runs.add_run_options(parser)
+    options.add_run_options(parser)
     args = parser.parse_args(argv)
 
-    runs.check_net_cfg(args, bayesian=False)
+    options.check_net_cfg(args, bayesian=False)
     model = MODELS[args.model]
     convs = len(model.kernel_sizes)
-    runs.check_network_options(args, ["vae"] * convs if args.dwp_reg else ())
+    args.priors = ["vae"] * convs if args.dwp_reg else []
+    options.check_network_options(args, args.priors)
     expected = convs if args.model == "fconv" and model.config(args.net_cfg).dropout else 0
     if len(args.do) != expected:
-        raise runs.UserError(
+        raise UserError(
             f"--do: found {len(args.do)} probabilities, expected {expected} for {args.model} {args.net_cfg}"
         )
     return args
 
 
-@runs.command
-def main(argv: list[str] | None = None) -> runs.Run:
+@one_line_errors
+def main(argv: list[str] | None = None):
     args = parse(argv)
-    # After the arguments, so that a mistake in them answers at once.
+    # After the arguments, so that a mistake in them is answered at once.
     import torch
     import torch.nn.functional as F
 
     import utils
+    from models.build import build_network, conv_layers, init_network
     from models.priors import DeepWeightPrior
+    from runs.checkpoint import load_pretrained, load_run, save_tensors
+    from runs.device import autocast, choose_device, compiled, seed_all
+    from runs.loop import Run, Stopwatch
 
-    utils.seed_all(args.seed)
-    device = utils.pick_device(args.device)
-    precision = utils.autocast(args.precision, device)
-    train, test = utils.load_network_data(args, device)
-    priors = ["vae"] * len(MODELS[args.model].kernel_sizes) if args.dwp_reg else []
-    sources = utils.load_sources(args, device, priors)
-    net = utils.NETWORKS[args.model](args, do=args.do).to(device)
-    utils.init_network(net, args, sources)
-    convs = utils.conv_layers(net)
+    seed_all(args.seed)
+    device = choose_device(args.device)
+    precision = autocast(args.precision, device)
+    train, test = utils.load_split(
+        args.data, args.model, args.n_classes, args.num_examples, args.data_split_seed, device
+    )
+    lists = {kind: getattr(args, f"{kind}_list") for kind in SOURCES}
+    sources = utils.load_sources(MODELS[args.model].kernel_sizes, args.init_list, args.priors, lists, device)
+    net = build_network(args.model, args.net_cfg, args.hid_dim, args.model_size, args.n_classes, do=args.do).to(device)
+    init_network(net, args.init_list, sources)
+    if args.pretrained:
+        load_pretrained(net, args.pretrained)
+    convs = conv_layers(net)
     if args.rfe:
         for conv in convs:
             conv.requires_grad_(False)
-    forward = utils.compiled(net, device) if args.compile else net
+    forward = compiled(net, device) if args.compile else net
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=args.lr)
     if args.resume and not args.continue_run:
-        utils.resume(args.resume, net, optimizer)
-    dwps = [DeepWeightPrior(source.vae) for source in sources] if args.dwp_reg else []
+        load_run(args.resume, net, optimizer)
+    dwps = [DeepWeightPrior(source["vae"]) for source in sources] if args.dwp_reg else []
     # Loss, NLL, hits and number of the last images, summed on the device: reading a value makes a step wait for it.
     totals = torch.zeros(4, device=device)
-    run = runs.Run(SCRIPT, args, device)
+    run = Run(SCRIPT, args, device)
     run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
-        runs.write_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
-    watch = runs.Stopwatch()
+        save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
+    watch = Stopwatch()
 
     def l2_norm() -> torch.Tensor:
+        """The sum of squares of all parameters of the conv part."""
         return sum(p.square().sum() for p in net.features.parameters())
 
     def dwp_bound() -> torch.Tensor:
@@ -108,8 +120,8 @@ def main(argv: list[str] | None = None) -> runs.Run:
         return F.cross_entropy(logits, test.labels).item(), hits.float().mean().item()
 
     @torch.no_grad()
-    def report(t: int) -> None:
-        """Log the row `t`, of what was summed since the last, and write the model."""
+    def log_row(t: int, lr: float) -> None:
+        """Log the row `t`, with means over the images since the last row, and write the model."""
         loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
         test_nll, test_acc = evaluate()
         run.log(
@@ -124,13 +136,13 @@ def main(argv: list[str] | None = None) -> runs.Run:
             l2_norm=l2_norm().item(),
             dwp_reg=dwp_bound().item(),
         )
-        run.export()
+        run.save_weights()
         totals.zero_()
 
     steps = args.epochs * -(-len(train.labels) // args.bs)
     net.train()
     for epoch in run.epochs(args.epochs):
-        lr = runs.learning_rate(args, epoch)
+        lr = options.learning_rate(epoch, args.epochs, args.lr, args.decrease_from, args.milestones, args.gamma)
         for group in optimizer.param_groups:
             group["lr"] = lr
         for index in run.batches(len(train.labels), args.bs):
@@ -138,19 +150,23 @@ def main(argv: list[str] | None = None) -> runs.Run:
             with precision:
                 logits = forward(utils.augment(x) if args.aug else x)
                 nll = F.cross_entropy(logits, y)
-                terms = {"l2": args.l2 * l2_norm(), "dwp_reg": args.dwp_reg * dwp_bound()}
-            loss = nll + sum(terms.values())
-            run.require_finite(**{"the data term is": nll}, **{f"the term of {k} is": v for k, v in terms.items()})
+                penalties = {}
+                if args.l2:
+                    penalties["the l2 term"] = args.l2 * l2_norm()
+                if args.dwp_reg:
+                    penalties["the dwp_reg term"] = args.dwp_reg * dwp_bound()
+            loss = nll + sum(penalties.values())
+            run.require_finite({"the cross-entropy": nll, **penalties})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             hits = (logits.argmax(1) == y).sum()
             totals += torch.stack([loss.detach() * len(y), nll.detach() * len(y), hits, torch.full_like(hits, len(y))])
-            if args.fastconv and run.due(run.step, steps):
-                report(run.step)
+            if args.fastconv and run.should_evaluate(run.step, steps):
+                log_row(run.step, lr)
         if not args.fastconv:
-            if run.due(epoch, args.epochs):
-                report(epoch)
+            if run.should_evaluate(epoch, args.epochs):
+                log_row(epoch, lr)
             totals.zero_()
     return run
 

@@ -5,60 +5,67 @@ python train-vae.py --hidden_dim 32 --kernel_dim 7 --z_dim 2 --num_epochs 300 --
 
 from pathlib import Path
 
-import runs
-from models.configs import VAE_KERNEL_SIZES
+from models.configs import VAES
+from runs import options
+from runs.errors import UserError, one_line_errors, user_error
+from runs.options import POSITIVE, WHOLE, number_type, path_type, variance_type
 
 SCRIPT = "train-vae.py"
 
 
 def parse(argv: list[str] | None = None):
-    whole, positive = runs.number(int, 1), runs.number(float, 0, open_low=True)
-    parser = runs.Parser(__doc__.split("\n")[0], SCRIPT)
+    parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", metavar="DIR", default="", help="folder with train.npy and test.npy")
-    data.add_argument("--train", metavar="NPY", default="", help="training kernels, in place of data_dir's")
-    data.add_argument("--test", metavar="NPY", default="", help="test kernels, in place of data_dir's")
-    data.add_argument("--batch_size", type=whole, default=128, help="kernels per training batch")
-    data.add_argument("--test_bs", type=whole, default=512, help="kernels per test batch")
+    data.add_argument(
+        "--data_dir", type=path_type, metavar="DIR", default="", help="folder with train.npy and test.npy"
+    )
+    data.add_argument(
+        "--train", type=path_type, metavar="NPY", default="", help="training kernels, instead of data_dir's"
+    )
+    data.add_argument("--test", type=path_type, metavar="NPY", default="", help="test kernels, instead of data_dir's")
+    data.add_argument("--batch_size", type=WHOLE, default=128, help="kernels per training batch")
+    data.add_argument("--test_bs", type=WHOLE, default=512, help="kernels per test batch")
     model = parser.add_argument_group("model")
     model.add_argument("--kind", choices=("vae", "flow"), default="vae", help="what is trained")
-    model.add_argument("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {VAE_KERNEL_SIZES}")
-    model.add_argument("--z_dim", type=whole, default=8, help="size of the VAE's latent code")
-    model.add_argument("--hidden_dim", type=whole, default=16, help="width of the networks, in channels")
+    model.add_argument("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {tuple(VAES)}")
+    model.add_argument("--z_dim", type=WHOLE, default=8, help="size of the VAE's latent code")
+    model.add_argument("--hidden_dim", type=WHOLE, default=16, help="width of the networks, in channels")
     model.add_argument(
-        "--var", type=runs.variance, default="train", help="decoder variance: 'train', or fixed at a positive number"
+        "--var", type=variance_type, default="train", help="decoder variance: 'train', or fixed at a positive number"
     )
-    model.add_argument("--transforms", type=whole, default=5, help="autoregressive transforms of the flow")
+    model.add_argument("--transforms", type=WHOLE, default=5, help="autoregressive transforms of the flow")
     training = parser.add_argument_group("training")
-    training.add_argument("--num_epochs", type=whole, default=1000, help="passes over the training kernels")
-    training.add_argument("--lr", type=positive, default=1e-3, help="Adam's initial rate, falls linearly to 0")
-    training.add_argument("--lr_decay_step", type=whole, help="epochs after which the rate is also multiplied by decay")
-    training.add_argument("--decay", type=positive, default=0.5, help="that factor")
+    training.add_argument("--num_epochs", type=WHOLE, default=1000, help="passes over the training kernels")
+    training.add_argument("--lr", type=POSITIVE, default=1e-3, help="Adam's initial rate, falls linearly to 0")
+    training.add_argument("--lr_decay_step", type=WHOLE, help="every so many epochs the rate is multiplied by decay")
+    training.add_argument("--decay", type=POSITIVE, default=0.5, help="factor of the rate every lr_decay_step epochs")
     training.add_argument(
         "--kl_warmup",
-        type=runs.number(int, 0),
+        type=number_type(int, 0),
         default=0,
         help="epochs in which the weight of the VAE's KL in the loss rises from 0 to 1, against a posterior's collapse",
     )
-    training.add_argument("--resume_vae", metavar="FILE", default="", help="start from this file of parameters")
-    training.add_argument("--resume_opt", metavar="FILE", default="", help="start from this opt_params.torch")
-    runs.add_compile_option(training)
-    runs.add_run_options(parser)
+    for option, file in (("resume_vae", "vae_params.torch"), ("resume_opt", "opt_params.torch")):
+        training.add_argument(
+            f"--{option}", type=path_type, metavar="FILE", default="", help=f"start from this file, such as {file}"
+        )
+    options.add_compile_option(training)
+    options.add_run_options(parser)
     args = parser.parse_args(argv)
 
-    if args.kernel_dim not in VAE_KERNEL_SIZES:
-        sizes = ", ".join(map(str, VAE_KERNEL_SIZES))
-        raise runs.UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
+    if args.kernel_dim not in VAES:
+        sizes = ", ".join(map(str, VAES))
+        raise UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
     flow = args.kind == "flow"
     for option in ("z_dim", "var", "kl_warmup") if flow else ("transforms",):
         if getattr(args, option) != parser.get_default(option):
             other = "vae" if flow else "flow"
-            raise runs.UserError(
+            raise UserError(
                 f"--{option}: found {getattr(args, option)} with --kind {args.kind}, expected --kind {other}"
             )
     for part in ("train", "test"):
         if not args.data_dir and not getattr(args, part):
-            raise runs.UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
+            raise UserError(f"--data_dir: found neither it nor --{part}, expected a folder with {part}.npy")
     return args
 
 
@@ -68,36 +75,41 @@ def learning_rate(args, epoch: int) -> float:
     return args.lr * (1 - (epoch - 1) / args.num_epochs) * args.decay**steps
 
 
-@runs.command
-def main(argv: list[str] | None = None) -> runs.Run:
+@one_line_errors
+def main(argv: list[str] | None = None):
     args = parse(argv)
-    # After the arguments, so that a mistake in them answers at once.
+    # After the arguments, so that a mistake in them is answered at once.
     import torch
 
     import utils
+    from models.build import build_vae
     from models.flow import KernelFlow
-    from models.vae import VAES
+    from runs.checkpoint import load_checked, load_file, load_optimizer, load_state
+    from runs.device import autocast, choose_device, compiled, seed_all
+    from runs.loop import Run
 
-    utils.seed_all(args.seed)
-    device = utils.pick_device(args.device)
-    precision = utils.autocast(args.precision, device)
-    train_file, test_file = args.train or Path(args.data_dir, "train.npy"), args.test or Path(args.data_dir, "test.npy")
-    train = utils.load_kernels(train_file, "--train", args.kernel_dim).to(device)
-    test = utils.load_kernels(test_file, "--test", args.kernel_dim).to(device)
+    seed_all(args.seed)
+    device = choose_device(args.device)
+    precision = autocast(args.precision, device)
+    with user_error("--train"):
+        train = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim).to(device)
+    with user_error("--test"):
+        test = utils.load_kernels(args.test or Path(args.data_dir, "test.npy"), args.kernel_dim).to(device)
     if args.kind == "flow":
         density = KernelFlow(args.kernel_dim, args.hidden_dim, args.transforms).to(device)
         density.standardize(train)
     else:
-        density = VAES[args.kernel_dim](args.z_dim, args.hidden_dim, args.var).to(device)
-    elbo = utils.compiled(density.elbo, device) if args.compile else density.elbo
+        density = build_vae(args.kernel_dim, args.z_dim, args.hidden_dim, args.var).to(device)
+    elbo = compiled(density.elbo, device) if args.compile else density.elbo
     optimizer = torch.optim.Adam(density.parameters(), lr=args.lr)
     if args.resume_vae and not args.continue_run:
-        utils.fill(density, utils.load_state(args.resume_vae, "--resume_vae"), f"--resume_vae {args.resume_vae}")
+        with user_error("--resume_vae"):
+            load_checked(density, load_state(args.resume_vae), args.resume_vae)
     if args.resume_opt and not args.continue_run:
-        state = utils.load_file(args.resume_opt, "--resume_opt")
-        utils.load_optimizer(optimizer, state, f"--resume_opt {args.resume_opt}")
+        with user_error("--resume_opt"):
+            load_optimizer(optimizer, load_file(args.resume_opt), args.resume_opt)
     totals = torch.zeros(3, device=device)  # ELBO, log-likelihood and KL of an epoch, summed on the device
-    run = runs.Run(SCRIPT, args, device)
+    run = Run(SCRIPT, args, device)
     run.track(**{f"{args.kind}_params": density}, opt_params=optimizer, totals=totals)
 
     @torch.no_grad()
@@ -115,13 +127,13 @@ def main(argv: list[str] | None = None) -> runs.Run:
             with precision:
                 batch = elbo(train[index])
             means = torch.stack(batch).mean(1)
-            run.require_finite(**{"the log-likelihood is": means[1], "the KL is": means[2]})
+            run.require_finite({"the log-likelihood": means[1], "the KL": means[2]})
             optimizer.zero_grad()
             (kl_weight * means[2] - means[1]).backward()
             optimizer.step()
             totals += means.detach() * len(index)
 
-        if run.due(epoch, args.num_epochs):
+        if run.should_evaluate(epoch, args.num_epochs):
             train_elbo, train_ll, train_kl = (totals / len(train)).tolist()
             test_elbo, test_ll, test_kl = evaluate()
             run.log(
@@ -133,7 +145,7 @@ def main(argv: list[str] | None = None) -> runs.Run:
                 test_ll=test_ll,
                 test_kl=test_kl,
             )
-            run.export()
+            run.save_weights()
         totals.zero_()
     return run
 

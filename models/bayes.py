@@ -18,9 +18,9 @@ W_ALPHA_INIT = -2.0
 
 
 def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise of x's shape and layout, from torch's global generator unless another one is given.
+    """Standard normal noise of x's shape and layout, from torch's global generator unless `generator` is given.
 
-    torch draws one value at a time where the layout is channels_last, which takes ten times as long.
+    The noise is drawn in contiguous order: in channels_last torch draws one value at a time, ten times as slowly.
     """
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.empty_like(x.permute(0, 2, 3, 1)).normal_(generator=generator).permute(0, 3, 1, 2)
@@ -133,11 +133,11 @@ def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
 def sample_outputs(
     layers: Sequence[nn.Module], x: Tensor, samples: int, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:
-    """Outputs of a chain of layers for `samples` draws of their Bayesian ones, as that many calls would give.
+    """Outputs of a chain of layers for `samples` draws, distributed as those of that many single calls.
 
-    All up to the first Bayesian layer's mean and deviation does not depend on the draw and is computed once, so a
-    deterministic chain, or one in the mode "det", gives the same output `samples` times. The noise is from `generator`,
-    or from torch's global one.
+    Mean and deviation of the first Bayesian layer's pre-activations do not depend on the draw and are computed once. A
+    deterministic chain, or a chain in the mode "det", gives the same output `samples` times. The noise comes from
+    `generator`, or from torch's global one.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":

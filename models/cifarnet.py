@@ -1,6 +1,7 @@
 """The networks of the paper's experiments on 32x32 colour images (Atanov et al. 2019, section 5.2)."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -14,17 +15,24 @@ class CIFARNet(ConvNet):
     Parameters
     ----------
     net_cfg : which convs are Bayesian (`models.configs`).
-    model_size : factor of the first three convs' channels 128, 256, 256; the last has 512.
+    channels : of the convs; option `model_size` is a factor of the first three of 128, 256, 256, 512.
     n_classes : number of logits.
+    model : its name in `models.configs.MODELS`.
     options : `log_variance` and `bayesian_classifier` of `ConvNet`.
     """
 
-    def __init__(self, net_cfg: str = "vanilla", model_size: float = 1.0, n_classes: int = 10, **options):
-        channels = MODELS["cifarnet"].widths(model_size)
-        super().__init__("cifarnet", net_cfg, channels, **options)
+    def __init__(
+        self,
+        net_cfg: str = "vanilla",
+        channels: Sequence[int] = MODELS["cifarnet"].channels,
+        n_classes: int = 10,
+        model: str = "cifarnet",
+        **options,
+    ):
+        super().__init__(model, net_cfg, channels, **options)
         self.classifier = nn.Sequential(
             OrderedDict(
-                fc1=self.linear(channels[-1], 512),
+                fc1=self.linear(self.feature_size, 512),
                 bn1=nn.BatchNorm1d(512),
                 relu1=nn.LeakyReLU(0.01),
                 linear=self.linear(512, n_classes),
@@ -36,13 +44,19 @@ class CIFARNetNew(ConvNet):
     """Three convs (7x7, then 5x5) without batch norm down to 5x5 pixels; a hidden layer unless "nofc".
 
     "vanilla-do" has dropout of 0.5 before the hidden layer and of 0.2 before the last. Parameters as of `CIFARNet`;
-    `model_size` multiplies the channels of every conv.
+    `model_size` multiplies the channels 128, 256, 256 of every conv.
     """
 
-    def __init__(self, net_cfg: str = "vanilla", model_size: float = 1.0, n_classes: int = 10, **options):
-        channels = MODELS["cifarnetnew"].widths(model_size)
-        super().__init__("cifarnetnew", net_cfg, channels, **options)
-        inputs = 25 * channels[-1]
+    def __init__(
+        self,
+        net_cfg: str = "vanilla",
+        channels: Sequence[int] = MODELS["cifarnetnew"].channels,
+        n_classes: int = 10,
+        model: str = "cifarnetnew",
+        **options,
+    ):
+        super().__init__(model, net_cfg, channels, **options)
+        inputs = self.feature_size
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if self.config.dropout:
             layers["do1"] = nn.Dropout(0.5)

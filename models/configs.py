@@ -1,7 +1,80 @@
-"""What can be named on a command line, without importing torch: arguments are checked against this in an instant."""
+"""Every name that a command line may use: what the name needs, and the class or function that builds it.
 
+A name is registered here once, as a row of a table. Classes and functions are named as "module:name" and imported when
+they are built: this file does not import torch, so that a mistake in an argument is answered at once.
+"""
+
+import importlib
 import re
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+def imported(name: str) -> Any:
+    """The class or function that "module:name" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class Choice(NamedTuple):
+    """A prior, or an initialization, of a conv layer.
+
+    builds : "module:name" of what builds it from the objects in `needs` and the arguments in `options`.
+    needs : names of `SOURCES`; the option `<name>_list` of each must have an entry for the layer.
+    options : for each further argument of the builder, the command-line option that gives its value.
+    """
+
+    builds: str
+    needs: tuple[str, ...] = ()
+    options: Mapping[str, str] = {}
+
+
+# What an initialization or a prior of a conv layer can need: the option `<name>_list` has one such path for each layer.
+SOURCES = {"vae": "VAE", "flow": "flow", "filters": "npy file of kernels"}
+
+SAMPLED = {"samples": "dwp_samples", "kernels": "kl_kernels"}  # of every prior whose KL is sampled
+
+PRIORS: dict[str, Choice] = {
+    "sn": Choice("models.priors:NormalPrior", options={"scale": "lamb"}),
+    "sn-mc": Choice("models.priors:SampledNormalPrior", options={"scale": "lamb", **SAMPLED}),
+    "loguniform": Choice("models.priors:LogUniformPrior", options={"truncated": "truncated"}),
+    "vae": Choice(
+        "models.priors:DeepWeightPrior",
+        needs=("vae",),
+        options={**SAMPLED, "reverse": "reverse", "bound": "bound", "iwae_samples": "iwae_samples"},
+    ),
+    "flow": Choice("models.priors:FlowPrior", needs=("flow",), options=SAMPLED),
+    "gauss": Choice("models.priors:GaussPrior", needs=("filters",)),
+    "no": Choice("models.priors:NoPrior"),
+}
+
+INITS: dict[str, Choice] = {
+    "xavier": Choice(""),  # nothing to build: all layers start so
+    "vae": Choice("models.build:decoded_kernels", needs=("vae",)),
+    "flow": Choice("models.build:flow_kernels", needs=("flow",)),
+    "filters": Choice("models.build:real_kernels", needs=("filters",)),
+    "recon": Choice("models.build:reconstructed_kernels", needs=("vae", "filters")),
+    "pretrained": Choice(""),  # the whole network from a file, not layer by layer
+}
+
+# The VAEs by kernel size.
+VAES: dict[int, str] = {
+    3: "models.vae:VAE3x3",
+    5: "models.vae:VAE5x5",
+    7: "models.vae:VAE7x7",
+    16: "models.vae:VAE16x16",
+}
+
+# The data sets; each function takes the folder of data sets and returns the training and the test part.
+DATA_SETS: dict[str, str] = {
+    "mnist": "data.mnist:load",
+    "not-mnist": "data.not_mnist:load",
+    "cifar": "data.colour:cifar",
+    "cifar100": "data.colour:cifar100",
+    "svhn": "data.colour:svhn",
+    "cifar5": "data.colour:cifar5",
+    "cifar5-rest": "data.colour:cifar5_rest",
+}
 
 
 class NetConfig(NamedTuple):
@@ -27,70 +100,70 @@ def parse_config(name: str, convs: int) -> NetConfig:
 
 
 class Model(NamedTuple):
-    """The layers of a network up to its classifier.
+    """A network: its class, and its layers up to the classifier.
 
+    builds : "module:name" of the subclass of `models.network.ConvNet`.
     image_shape : channels, height and width of the images.
     kernel_sizes : of the convs, in order.
     pools : for each conv, whether a 2x2 max-pool follows.
+    net_cfgs : names of the configurations.
     batch_norm : whether a batch norm follows each conv.
     channels : of the convs at `model_size` 1; empty where `hid_dim` gives them.
     scaled : how many of these channels, from the first on, `model_size` multiplies.
-    net_cfgs : names of the configurations.
     """
 
+    builds: str
     image_shape: tuple[int, int, int]
     kernel_sizes: tuple[int, ...]
     pools: tuple[bool, ...]
-    batch_norm: bool
-    channels: tuple[int, ...]
-    scaled: int
     net_cfgs: tuple[str, ...]
+    batch_norm: bool = False
+    channels: tuple[int, ...] = ()
+    scaled: int = 0
 
     def config(self, net_cfg: str) -> NetConfig:
         """The configuration of that name."""
         return parse_config(net_cfg, len(self.kernel_sizes))
 
-    def used_side(self) -> int:
-        """How many rows and columns of an image the logits depend on, from the first on.
+    def sides(self) -> tuple[int, int]:
+        """Rows (and columns) of an image that the logits depend on, from the first on; and rows of the last map.
 
         A max-pool leaves out the last row and column of an odd map, and with them pixels that nothing else sees. A
-        batch norm sees them all in its mean.
+        batch norm sees every pixel in its mean.
         """
-        if self.batch_norm:
-            return self.image_shape[1]
         layers = list(zip(self.kernel_sizes, self.pools, strict=True))
-        side = self.image_shape[1]
+        last = self.image_shape[1]
         for k, pool in layers:
-            side = (side - k + 1) // (2 if pool else 1)
+            last = (last - k + 1) // (2 if pool else 1)
+        used = last
         for k, pool in reversed(layers):
-            side = side * (2 if pool else 1) + k - 1
-        return side
+            used = used * (2 if pool else 1) + k - 1
+        return self.image_shape[1] if self.batch_norm else used, last
 
-    def widths(self, model_size: float) -> list[int]:
-        """The channels at that `model_size`."""
+    def widths(self, hid_dim: Sequence[int], model_size: float) -> list[int]:
+        """The channels of the convs: `hid_dim`, or those of this network at that `model_size`."""
+        if not self.channels:
+            return list(hid_dim)
         return [round(c * model_size) if i < self.scaled else c for i, c in enumerate(self.channels)]
 
 
 MODELS: dict[str, Model] = {
     "fconv": Model(
+        builds="models.fconv:FConv",
         image_shape=(1, 28, 28),
         kernel_sizes=(7, 5),
         pools=(True, True),
-        batch_norm=False,
-        channels=(),
-        scaled=0,
         net_cfgs=("vanilla", "vanilla-do", "bayes", "bayes-1-0", "bayes-mtrunca"),
     ),
     "fconv3x3": Model(
+        builds="models.fconv:FConv",
         image_shape=(1, 28, 28),
         kernel_sizes=(3, 3, 3),
         pools=(True, True, False),
-        batch_norm=False,
-        channels=(),
-        scaled=0,
         net_cfgs=("vanilla", "bayes"),
     ),
     "cifarnet": Model(
+        builds="models.cifarnet:CIFARNet",
         image_shape=(3, 32, 32),
         kernel_sizes=(7, 5, 5, 5),
         pools=(True, False, False, False),
@@ -103,10 +176,10 @@ MODELS: dict[str, Model] = {
         ),
     ),
     "cifarnetnew": Model(
+        builds="models.cifarnet:CIFARNetNew",
         image_shape=(3, 32, 32),
         kernel_sizes=(7, 5, 5),
         pools=(True, False, False),
-        batch_norm=False,
         channels=(128, 256, 256),
         scaled=3,
         net_cfgs=(
@@ -115,27 +188,3 @@ MODELS: dict[str, Model] = {
         ),
     ),
 }
-
-# Kernel sizes that `models.vae` has a VAE for.
-VAE_KERNEL_SIZES = (3, 5, 7, 16)
-
-# Each prior and initialization of a conv layer, and the lists that must have an entry for that layer.
-PRIOR_NEEDS: dict[str, tuple[str, ...]] = {
-    "sn": (),
-    "sn-mc": (),
-    "loguniform": (),
-    "vae": ("vae_list",),
-    "flow": ("flow_list",),
-    "gauss": ("filters_list",),
-    "no": (),
-}
-INIT_NEEDS: dict[str, tuple[str, ...]] = {
-    "xavier": (),
-    "vae": ("vae_list",),
-    "flow": ("flow_list",),
-    "filters": ("filters_list",),
-    "recon": ("vae_list", "filters_list"),
-    "pretrained": (),
-}
-
-DATA_SETS = ("mnist", "not-mnist", "cifar", "cifar100", "svhn", "cifar5", "cifar5-rest")

@@ -1,4 +1,4 @@
-"""The two-convolution network of the paper's MNIST experiments (Atanov et al. 2019, section 5.1), and a 3x3 one."""
+"""The networks of the paper's MNIST experiments (Atanov et al. 2019, section 5.1): convs and a linear classifier."""
 
 from collections.abc import Sequence
 
@@ -6,35 +6,27 @@ from models.network import ConvNet
 
 
 class FConv(ConvNet):
-    """conv 7x7, LeakyReLU, max-pool, conv 5x5, LeakyReLU, max-pool, linear: 28x28 grey images to class logits.
+    """Convs with LeakyReLU and max-pools, then one linear layer: 28x28 grey images to class logits.
+
+    As "fconv": conv 7x7, max-pool, conv 5x5, max-pool. As "fconv3x3", with the kernels of today's networks: three 3x3
+    convs, a max-pool after the first two.
 
     Parameters
     ----------
     net_cfg : which convs are Bayesian, and whether there is dropout before each max-pool (`models.configs`).
-    hid_dim : channels of the two convs.
+    channels : of the convs (option `hid_dim`).
     n_classes : number of logits.
-    do : the two dropout probabilities of "vanilla-do".
-    options : `log_variance` and `bayesian_classifier` of `ConvNet`.
+    model : "fconv" or "fconv3x3".
+    options : `do`, `log_variance` and `bayesian_classifier` of `ConvNet`.
     """
 
     def __init__(
         self,
         net_cfg: str = "vanilla",
-        hid_dim: Sequence[int] = (32, 64),
+        channels: Sequence[int] = (32, 64),
         n_classes: int = 10,
-        do: Sequence[float] = (),
+        model: str = "fconv",
         **options,
     ):
-        super().__init__("fconv", net_cfg, hid_dim, do, **options)
-        self.classifier = self.linear(9 * hid_dim[1], n_classes)
-
-
-class FConv3x3(ConvNet):
-    """Three 3x3 convs, the kernels of today's networks: LeakyReLU after each, max-pool after the first two, linear.
-
-    28x28 grey images to class logits. Parameters as of `FConv`, with three channels and without dropout.
-    """
-
-    def __init__(self, net_cfg: str = "vanilla", hid_dim: Sequence[int] = (32, 64, 64), n_classes: int = 10, **options):
-        super().__init__("fconv3x3", net_cfg, hid_dim, **options)
-        self.classifier = self.linear(9 * hid_dim[-1], n_classes)
+        super().__init__(model, net_cfg, channels, **options)
+        self.classifier = self.linear(self.feature_size, n_classes)

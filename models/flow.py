@@ -10,8 +10,7 @@ from models.vae import Elbo
 class KernelFlow(nn.Module):
     """A masked autoregressive flow (Papamakarios et al. 2017) over the k*k weights of a kernel, by `zuko`.
 
-    Kernels are standardized per weight by `centre` and `scale` before the flow, which starts as the identity up to its
-    random initialization.
+    The flow sees kernels that are standardized per weight by `centre` and `scale`.
 
     Parameters
     ----------
@@ -44,6 +43,6 @@ class KernelFlow(nn.Module):
         return w.view(n, 1, self.kernel_dim, self.kernel_dim)
 
     def elbo(self, w: Tensor) -> Elbo:
-        """The exact log p(w) in the form of a VAE's ELBO, whose KL term is 0 here; each of shape (n,), in nats."""
+        """The exact log p(w) in the form of a VAE's ELBO, with a KL term of 0; each of shape (n,), in nats."""
         ll = self.log_prob(w)
         return Elbo(ll, ll, torch.zeros_like(ll))

@@ -1,4 +1,4 @@
-"""The layers of the kernel VAEs: those of torch, computed faster on a CPU for maps of a few pixels.
+"""The layers of the kernel VAEs: torch's layers, computed faster on a CPU for maps of a few pixels.
 
 A transposed 3x3 convolution of a map of 3x3 pixels is a product of polynomials in two variables, so Toom and Cook's
 algorithm (Winograd 1980; Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016) takes 25
@@ -54,7 +54,7 @@ def through_points(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution; where its kernels cover the map, so that one pixel is left, it is a product, twice as fast."""
+    """A convolution. If its kernels are as large as the map, it is one product of matrices, twice as fast."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] == self.kernel_size and self.padding == (0, 0):
@@ -65,14 +65,14 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution; of one pixel it is a product, twice as fast, of 3x3 pixels a product at points."""
+    """A transposed convolution, computed as a product of matrices for one pixel and through points for 3x3 pixels."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] == (1, 1) and self.padding == (0, 0):
             weight = self.weight.permute(0, 2, 3, 1)
             pixels = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:]) + self.bias
             return pixels.permute(0, 3, 1, 2)
-        # On a CPU, and not in a lower precision, whose digits it would lose.
+        # Only on a CPU, and only in full precision, because the rounding error grows.
         small = self.kernel_size == (3, 3) and self.padding == (0, 0) and x.shape[2:] == (3, 3)
         if small and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             return through_points(x, self.weight.permute(2, 3, 0, 1)) + self.bias[:, None, None]
@@ -82,9 +82,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 class EluFunction(torch.autograd.Function):
     """elu(x) = max(x, exp(min(x, 0)) - 1), whose derivative is min(elu(x) + 1, 1).
 
-    On a CPU torch's own ELU takes expm1 of one element at a time, some ten times as long as exp of a vector. Against
-    expm1 the rounding error is that of 1: at most 1.2e-7 in float32. What is kept for the backward pass is the output,
-    which the next layer keeps anyway, and both passes take one new tensor: fresh memory costs as much as arithmetic.
+    On a CPU torch's own ELU computes expm1 of one element at a time, some ten times as slowly as exp of a vector. The
+    difference from expm1 is at most 1.2e-7 in float32, the rounding error of 1. The backward pass needs only the
+    output, which the next layer keeps anyway. Each pass allocates one new tensor: new memory costs as much as
+    arithmetic.
     """
 
     @staticmethod

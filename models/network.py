@@ -13,17 +13,17 @@ from models.configs import MODELS
 class ConvNet(nn.Module):
     """`features`: per conv, in order, batch norm (where the model has it), LeakyReLU, dropout, max-pool.
 
-    Without dropout the max-pool comes before the LeakyReLU, which gives the same. Pixels that no logit depends on are
-    cut off first: 2 rows and columns of fconv's 28, with 17% of conv1's work and 27% of conv2's.
+    Without dropout the max-pool comes before the LeakyReLU; the result is the same. Pixels that no logit depends on are
+    cut off first. Of fconv's 28 rows and columns these are 2, which saves 17% of the work of conv1 and 27% of conv2's.
 
-    A subclass sets `classifier`, which takes the flattened features to class logits.
+    A subclass sets `classifier`, which takes the `feature_size` flattened features to class logits.
 
     Parameters
     ----------
     model : a name in `models.configs.MODELS`.
     net_cfg : its configuration: which convs are Bayesian, and with which posterior.
     channels : of the convs, in order.
-    do : dropout probability after each conv, or nothing.
+    do : dropout probability after each conv, or empty for no dropout.
     log_variance : initial log variance of the Bayesian layers.
     bayesian_classifier : whether the classifier's linear layers are Bayesian.
     """
@@ -42,7 +42,8 @@ class ConvNet(nn.Module):
         super().__init__()
         spec = MODELS[model]
         self.config = spec.config(net_cfg)
-        self.used_side = spec.used_side()
+        self.used_side, last_side = spec.sides()
+        self.feature_size = channels[-1] * last_side**2
         self.log_variance = log_variance
         self.bayesian_classifier = bayesian_classifier
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -59,13 +60,13 @@ class ConvNet(nn.Module):
             pooling = {f"mp{i}": nn.MaxPool2d(2)} if pool else {}
             if do:
                 layers.update(activation | {f"do{i}": nn.Dropout(do[i - 1])} | pooling)
-            else:  # The largest of rising values is the largest's value, and there are fewer to compute.
+            else:  # LeakyReLU rises, so it gives the same after the max-pool, on a quarter of the values.
                 layers.update(pooling | activation)
-        # The layout in which CPUs and GPUs convolve and pool fastest; it does not show in a state dict.
+        # CPUs and GPUs convolve and pool fastest in this layout. A state dict does not depend on the layout.
         self.features = nn.Sequential(layers).to(memory_format=torch.channels_last)
 
     def linear(self, inputs: int, outputs: int) -> nn.Module:
-        """A linear layer of the classifier, Bayesian where that is asked for."""
+        """A linear layer of the classifier, Bayesian with `bayesian_classifier`."""
         if self.bayesian_classifier:
             return BayesLinear(inputs, outputs, log_variance=self.log_variance)
         return nn.Linear(inputs, outputs)
@@ -79,9 +80,9 @@ class ConvNet(nn.Module):
         return x[..., : self.used_side, : self.used_side]
 
     def sample_logits(self, x: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Logits (samples, n, n_classes) of that many draws of the weights, as so many calls in mode "stoch" give.
+        """Logits (samples, n, n_classes) of `samples` draws, distributed as those of single calls in the mode "stoch".
 
-        The noise is from `generator`, or from torch's global one.
+        The noise comes from `generator`, or from torch's global one.
         """
         classifier = self.classifier if isinstance(self.classifier, nn.Sequential) else [self.classifier]
         layers = [*self.features, nn.Flatten(), *classifier]

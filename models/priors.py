@@ -2,13 +2,13 @@
 
 A prior has one method to call, `kl(mean, log_variance)`: KL(q || p) in nats, summed over all weights of a layer, for
 q(w) = N(w | mean, exp(log_variance)). Both arguments have the shape of the layer's weights, (out, in, k, k) for a conv.
-`PRIORS` says how each is made from the options of a command.
+`models.configs.PRIORS` says which options of a command each takes.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,14 @@ def log_square(mean: Tensor) -> Tensor:
 
 
 class Prior:
-    """What every prior has; by itself it is no prior."""
+    """Base class of the priors."""
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """KL(q || p), a scalar in nats; an estimate where the prior samples."""
         raise NotImplementedError
 
     def reverse_model(self) -> nn.Module | None:
-        """The reverse model that is trained with the posterior, where there is one."""
+        """The reverse model if it is trained with the posterior, else None."""
         return None
 
 
@@ -99,16 +99,16 @@ class LogUniformPrior(Prior):
 class GaussPrior(Prior):
     """A Gaussian with full covariance over the k*k weights of a kernel, fitted to kernels; closed-form KL.
 
-    What the deep weight prior adds to this is more than second moments.
+    It is the baseline for the deep weight prior, which also models more than second moments.
 
     Parameters
     ----------
-    kernels : (n, 1, k, k); their mean and covariance (with n - 1) are the prior's. Raises ValueError where they do not
-        spread in every direction.
+    filters : kernels (n, 1, k, k); their mean and covariance (with n - 1) are the prior's. Raises ValueError where the
+        kernels do not spread in every direction.
     """
 
-    def __init__(self, kernels: Tensor):
-        w = kernels.flatten(1).double()
+    def __init__(self, filters: Tensor):
+        w = filters.flatten(1).double()
         self.mean = w.mean(0)
         self.covariance = torch.atleast_2d(w.T.cov())
         spread = torch.linalg.eigvalsh(self.covariance)
@@ -118,8 +118,8 @@ class GaussPrior(Prior):
         self.log_det = 2 * factor.diagonal().log().sum().item()
         # Whitening, transposed: rows of weights times this have covariance I.
         eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        self.whitening = torch.linalg.solve_triangular(factor, eye, upper=False).T.to(kernels.dtype)
-        self.centre = self.mean.to(kernels.dtype)
+        self.whitening = torch.linalg.solve_triangular(factor, eye, upper=False).T.to(filters.dtype)
+        self.centre = self.mean.to(filters.dtype)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """KL(q || N(m, S)) = 0.5 [tr(S^-1 V) + (mean - m)' S^-1 (mean - m) - k^2 + log det S - log det V], summed."""
@@ -132,16 +132,16 @@ class GaussPrior(Prior):
 class BlockSum(torch.autograd.Function):
     """The sum of `function(*block)` over blocks of rows of `rows` tensors, with each block's gradients taken at once.
 
-    No graph outlives its block, so that memory beyond that of the gradients does not grow with the rows and a block's
-    values stay in the cache.
-    `function` may depend on the further tensors `parameters` too.
+    The autograd graph of a block is freed with the block. So the memory beyond that of the gradients does not grow with
+    the number of rows, and the values of a block stay in the cache. `function` may also depend on `parameters`, which
+    are the tensors after the first `rows`.
     """
 
     @staticmethod
     def forward(ctx, function: Callable[..., Tensor], size: int, rows: int, *tensors: Tensor) -> Tensor:
         needed = ctx.needs_input_grad[3:]
         parameters = [p for p, need in zip(tensors[rows:], needed[rows:], strict=True) if need]
-        # Whole from the start: pieces kept between the blocks' own memory would leave gaps in it.
+        # Allocated before the blocks: pieces between the blocks' memory would leave it fragmented.
         row_gradients = [torch.empty_like(t) for t, need in zip(tensors, needed[:rows], strict=False) if need]
         sums = [torch.zeros_like(p) for p in parameters]
         total = tensors[0].new_zeros(())
@@ -262,22 +262,29 @@ class DeepWeightPrior(SampledPrior):
     ----------
     vae : a frozen VAE (see `utils.load_vae`) of the layer's kernel size, on the layer's device.
     samples, kernels : as of `SampledPrior`.
-    z_samples : 0 for KL_aux with one z per w, else S of KL_iwae, which falls to KL(q||p) as S grows.
-    train_reverse : whether r is a copy of the encoder that takes gradients, not the frozen encoder itself.
+    reverse : "frozen" for r = the frozen encoder itself, "train" for a copy of the encoder that takes gradients.
+    bound : "elbo" for KL_aux with one z per w, "iwae" for KL_iwae.
+    iwae_samples : S of KL_iwae, which falls to KL(q||p) as S grows.
     """
 
     def __init__(
-        self, vae: KernelVAE, samples: int = 1, kernels: int = 0, z_samples: int = 0, train_reverse: bool = False
+        self,
+        vae: KernelVAE,
+        samples: int = 1,
+        kernels: int = 0,
+        reverse: Literal["frozen", "train"] = "frozen",
+        bound: Literal["elbo", "iwae"] = "elbo",
+        iwae_samples: int = 8,
     ):
         super().__init__(samples, kernels)
         self.kernel_dim = vae.kernel_dim
         self.decoder = vae.decoder
-        self.reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if train_reverse else vae.encoder
-        self.train_reverse = train_reverse
-        self.z_samples = z_samples
+        self.train_reverse = reverse == "train"
+        self.reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if self.train_reverse else vae.encoder
+        self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 of KL_aux
 
     def reverse_model(self) -> nn.Module | None:
-        """r(z|w), where it is trained."""
+        """r(z|w) if it is trained, else None."""
         return self.reverse if self.train_reverse else None
 
     def cross_entropy(self, w: Tensor) -> Tensor:
@@ -298,46 +305,3 @@ class DeepWeightPrior(SampledPrior):
         )
         log_weights = (log_p + log_ratio.flatten(1).sum(1)).view(n, s)
         return -(log_weights.logsumexp(1) - math.log(s)).sum()
-
-
-class Sources(NamedTuple):
-    """What one conv layer's prior and initialization are made from; None where neither needs it."""
-
-    vae: KernelVAE | None = None
-    flow: KernelFlow | None = None
-    filters: Tensor | None = None
-
-
-class PriorOptions(NamedTuple):
-    """Options of a command that priors depend on, under the commands' names."""
-
-    lamb: float = 1.0
-    dwp_samples: int = 1
-    kl_kernels: int = 0
-    reverse: Literal["frozen", "train"] = "frozen"
-    bound: Literal["elbo", "iwae"] = "elbo"
-    iwae_samples: int = 8
-    truncated: bool = False
-
-
-def deep_weight_prior(o: PriorOptions, s: Sources) -> DeepWeightPrior:
-    """A deep weight prior as the options say."""
-    z_samples = o.iwae_samples if o.bound == "iwae" else 0
-    return DeepWeightPrior(s.vae, o.dwp_samples, o.kl_kernels, z_samples, o.reverse == "train")
-
-
-# By name in `models.configs.PRIOR_NEEDS`, which says what each needs.
-PRIORS: dict[str, Callable[[PriorOptions, Sources], Prior]] = {
-    "no": lambda o, s: NoPrior(),
-    "sn": lambda o, s: NormalPrior(o.lamb),
-    "sn-mc": lambda o, s: SampledNormalPrior(o.lamb, o.dwp_samples, o.kl_kernels),
-    "loguniform": lambda o, s: LogUniformPrior(o.truncated),
-    "vae": deep_weight_prior,
-    "flow": lambda o, s: FlowPrior(s.flow, o.dwp_samples, o.kl_kernels),
-    "gauss": lambda o, s: GaussPrior(s.filters),
-}
-
-
-def reverse_models(priors: Iterable[Prior]) -> dict[str, nn.Module]:
-    """The trained reverse models by the number of their layer."""
-    return {str(i): model for i, prior in enumerate(priors, 1) if (model := prior.reverse_model()) is not None}

@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         h = self.features(w)
         mean, variance = self.fc_mu(h), getattr(self, self.variance_head)(h)
-        # Back from the lower precision that the convolutions may have been in: what follows sums and takes logs.
+        # The convolutions may have computed in a lower precision; sums and logs follow, so the heads return to w's.
         return mean.to(w.dtype), F.softplus(variance.to(w.dtype))
 
 
@@ -197,7 +197,3 @@ class VAE16x16(KernelVAE):
         )
         heads = (nn.Sequential(Conv2d(h, 1, 1)) for _ in range(2))
         return encoder, Decoder(layers, *heads, var)
-
-
-# By kernel size; `models.configs.VAE_KERNEL_SIZES` lists the sizes.
-VAES: dict[int, type[KernelVAE]] = {cls.kernel_dim: cls for cls in (VAE3x3, VAE5x5, VAE7x7, VAE16x16)}

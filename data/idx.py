@@ -1,0 +1,75 @@
+"""IDX, the file format of MNIST: a header with the sizes of an array of bytes, then the bytes."""
+
+import gzip
+import math
+import os
+import secrets
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+MAX_BYTES = 64 * 2**20  # no file here is larger, whatever an archive claims
+Part = tuple[np.ndarray, np.ndarray]  # images (n, channels, height, width) of uint8, and labels (n,) of int64
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """A uint8 array in the IDX format: magic number with the rank, big-endian sizes, data."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + np.ascontiguousarray(array, dtype=np.uint8).tobytes()
+
+
+def parse_idx(content: bytes, label: str) -> np.ndarray:
+    """The uint8 array of rank 1 or 3 in the bytes of an IDX file. Raises ValueError, which starts with `label`."""
+    rank = content[3] if content[:3] == b"\x00\x00\x08" and content[3:4] in (b"\1", b"\3") else 0
+    shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
+    data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * rank, len(content)))
+    if rank == 0 or len(content) < 4 + 4 * rank or data.size != math.prod(shape):
+        raise ValueError(f"{label}: not an IDX file of bytes: {len(content)} bytes found, header says {shape}")
+    return data.reshape(shape)
+
+
+def parse_parts(files: dict[str, bytes], label: str) -> tuple[Part, Part]:
+    """Training and test part from the contents of MNIST's four files, by name. Raises ValueError."""
+
+    def parse_part(prefix: str) -> Part:
+        images = parse_idx(files[f"{prefix}-images-idx3-ubyte"], f"{label} {prefix} images")
+        labels = parse_idx(files[f"{prefix}-labels-idx1-ubyte"], f"{label} {prefix} labels")
+        if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
+            raise ValueError(
+                f"{label} {prefix}: found images {images.shape} and labels {labels.shape}, expected (n, h, w) and (n,)"
+            )
+        return images[:, None], labels.astype(np.int64)
+
+    return parse_part("train"), parse_part("t10k")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file, unzipped where its name ends in .gz. Raises OSError."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    with gzip.open(path) as file:
+        try:
+            return file.read(MAX_BYTES)
+        except (EOFError, zlib.error) as error:
+            raise OSError(str(error)) from None
+
+
+def read_idx_bytes(path: Path) -> bytes:
+    """The content of an IDX file at `path` or, gzipped, at `path`.gz. Raises OSError where neither can be read."""
+    return read_file(path if path.exists() else Path(f"{path}.gz"))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all; missing folders are created. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,154 @@
+"""notMNIST, the letters A-J as 28x28 images, bright on dark: from its own archive, or by its recipe from fonts.
+
+The recipe draws each letter of a typeface so that it fills the image. Fonts without Latin capitals are dropped, and so
+are duplicates. Training and test images come from different font families. An archive does not name its fonts: there,
+images of one file name stay together.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from matplotlib.font_manager import findSystemFonts
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
+
+from data.idx import MAX_BYTES, Part, idx_bytes, parse_parts, read_idx_bytes, write_file
+
+LETTERS = "ABCDEFGHIJ"
+SIZE = 28
+DRAWN = 112  # glyphs are drawn this high and scaled down, for smooth edges
+FONT_SUFFIXES = {".ttf", ".otf", ".ttc", ".pfb"}
+MISSING = "\uffff"  # no font has this character: what is drawn for it is the font's sign for a missing glyph
+
+# (image, label, group): images of one group, a font family, go all to train or all to test.
+Glyph = tuple[np.ndarray, int, str]
+
+
+def draw(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray | None:
+    """The letter as (28, 28) uint8, scaled to fill the image; None where the font draws nothing."""
+    left, top, right, bottom = font.getbbox(letter)
+    if right <= left or bottom <= top or max(right - left, bottom - top) > 20 * DRAWN:
+        return None
+    canvas = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(canvas).text((-left, -top), letter, fill=255, font=font)
+    box = canvas.getbbox()
+    if box is None:
+        return None
+    glyph = ImageOps.contain(canvas.crop(box), (SIZE, SIZE), Image.Resampling.LANCZOS)
+    image = Image.new("L", (SIZE, SIZE))
+    image.paste(glyph, ((SIZE - glyph.width) // 2, (SIZE - glyph.height) // 2))
+    return np.asarray(image)
+
+
+def glyphs_of_font(path: Path) -> list[Glyph]:
+    """The letters of one font file; none where it lacks Latin capitals. Raises OSError where it cannot be read."""
+    font = ImageFont.truetype(str(path), DRAWN)
+    images = [draw(font, letter) for letter in LETTERS]
+    missing = draw(font, MISSING)
+    seen = {image.tobytes() for image in images if image is not None}
+    if len(seen) < len(LETTERS) or (missing is not None and missing.tobytes() in seen):
+        return []
+    family = font.getname()[0] or path.stem
+    return [(image, label, family) for label, image in enumerate(images)]
+
+
+def from_fonts(folders: list[Path]) -> tuple[list[Glyph], Counter]:
+    """The glyphs of all fonts below the folders, or of all fonts of this machine, and counts of what was left out."""
+    if folders:
+        paths = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in FONT_SUFFIXES)
+    else:
+        paths = sorted(map(Path, findSystemFonts()))
+    glyphs, dropped = [], Counter()
+    for path in tqdm(paths, desc="fonts", disable=None):
+        try:
+            found = glyphs_of_font(path)
+        except (OSError, ValueError):
+            dropped["unreadable fonts"] += 1
+            continue
+        dropped["fonts without Latin capitals"] += not found
+        glyphs += found
+    return glyphs, dropped
+
+
+def archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the PNG files of a folder or a tar archive. Nothing is unpacked to disk. Raises ValueError."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*.png")):
+            yield file.relative_to(path.parent).as_posix(), file.read_bytes()[:MAX_BYTES]
+        return
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(".png") and member.size <= MAX_BYTES:
+                    yield member.name, archive.extractfile(member).read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ValueError(f"{path}: {error}, expected notMNIST's tar file or folder") from None
+
+
+def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
+    """The images in the archive's folders A-J, and counts of what was left out."""
+    glyphs, dropped = [], Counter()
+    for name, content in tqdm(archive_files(path), desc="images", disable=None):
+        letter = PurePosixPath(name).parent.name
+        if letter not in LETTERS or len(letter) != 1:
+            continue
+        try:
+            image = Image.open(io.BytesIO(content), formats=["PNG"])
+            if image.size != (SIZE, SIZE):
+                raise ValueError(f"{image.size}")
+            glyphs.append((np.asarray(image.convert("L")), LETTERS.index(letter), PurePosixPath(name).stem))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            dropped["unreadable images"] += 1
+    return glyphs, dropped
+
+
+def drop_duplicates(glyphs: list[Glyph]) -> list[Glyph]:
+    """The glyphs without those that have the pixels of an earlier one, whatever their letter."""
+    first = {image.tobytes(): (image, label, group) for image, label, group in reversed(glyphs)}
+    return list(first.values())[::-1]
+
+
+def is_test(group: str, test_share: float) -> bool:
+    """Whether a family is in the test set: by a hash of its name, so that a font added later moves no other."""
+    return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) < test_share * 2**32
+
+
+def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[int]]:
+    """Split glyphs by family and write them as IDX files into `root`/not-mnist/MNIST/raw.
+
+    Returns the number of images per letter of each part. Raises ValueError where a part lacks a letter, and OSError.
+    """
+    parts = {"train": [g for g in glyphs if not is_test(g[2], test_share)]}
+    parts["t10k"] = [g for g in glyphs if is_test(g[2], test_share)]
+    for part, members in parts.items():
+        if {label for _, label, _ in members} != set(range(len(LETTERS))):
+            raise ValueError(f"{len(members)} images left for {part}, expected all of {LETTERS}; name more fonts")
+    counts = {}
+    for part, members in parts.items():
+        order = np.random.default_rng(0).permutation(len(members))
+        images = np.stack([members[i][0] for i in order])
+        labels = np.array([members[i][1] for i in order], dtype=np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            write_file(raw_folder(root) / f"{part}-{kind}-ubyte", idx_bytes(array))
+        counts[part] = np.bincount(labels).tolist()
+    return counts
+
+
+def raw_folder(root: Path) -> Path:
+    """Where the files are in a folder of data sets."""
+    return root / "not-mnist" / "MNIST" / "raw"
+
+
+def load(root: Path) -> tuple[Part, Part]:
+    """Training and test part. Raises ValueError, and OSError where a file is missing."""
+    names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+    try:
+        files = {name: read_idx_bytes(raw_folder(root) / name) for name in names}
+    except OSError as error:
+        raise OSError(f"{error}; make it with python data/prepare_not_mnist.py") from None
+    return parse_parts(files, "not-mnist")

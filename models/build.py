@@ -1,0 +1,148 @@
+"""Networks, initializations, priors and VAEs from names and plain values, as the tables of `models.configs` say."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.bayes import BayesConv2d, BayesLayer
+from models.configs import INITS, MODELS, PRIORS, VAES, imported
+from models.flow import KernelFlow
+from models.network import ConvNet
+from models.priors import Prior
+from models.vae import KernelVAE
+
+BLOCK = 1024  # kernels that go through a VAE at once
+
+# What a conv layer's initialization and prior are built from: objects by names of `models.configs.SOURCES`.
+Sources = Mapping[str, Any]
+
+
+def build_network(
+    model: str,
+    net_cfg: str,
+    hid_dim: Sequence[int] = (32, 64),
+    model_size: float = 1.0,
+    n_classes: int = 10,
+    **options,
+) -> ConvNet:
+    """A network with random weights.
+
+    Parameters
+    ----------
+    model, net_cfg : a name in `models.configs.MODELS`, and one of its configurations.
+    hid_dim, model_size : the size of the network, by the one of the two that the model has.
+    n_classes : number of logits.
+    options : `do`, `log_variance` and `bayesian_classifier` of `ConvNet`.
+    """
+    row = MODELS[model]
+    return imported(row.builds)(net_cfg, row.widths(hid_dim, model_size), n_classes, model=model, **options)
+
+
+def build_vae(kernel_dim: int, z_dim: int, hidden_dim: int, var: float | Literal["train"] = "train") -> KernelVAE:
+    """A VAE of kernel_dim x kernel_dim kernels, with random weights; the other parameters as of `KernelVAE`."""
+    return imported(VAES[kernel_dim])(z_dim, hidden_dim, var)
+
+
+def conv_layers(net: ConvNet) -> list[nn.Conv2d | BayesConv2d]:
+    """The conv layers of a network's `features`, Bayesian or not, in order."""
+    return [layer for layer in net.features if isinstance(layer, nn.Conv2d | BayesConv2d)]
+
+
+def conv_weight(layer: nn.Conv2d | BayesConv2d) -> nn.Parameter:
+    """The weights (out, in, k, k) of a conv; of a Bayesian one the means of the posterior."""
+    return layer.mean.weight if isinstance(layer, BayesLayer) else layer.weight
+
+
+# --- initializations: n kernels (n, 1, k, k) of a conv layer ------------------------------------------------------
+
+
+def decoded_kernels(n: int, vae: KernelVAE) -> Tensor:
+    """Decoder means at n codes z ~ N(0, I)."""
+    return vae.sample_means(n)
+
+
+def flow_kernels(n: int, flow: KernelFlow) -> Tensor:
+    """n draws from the flow."""
+    return flow.sample(n)
+
+
+def real_kernels(n: int, filters: Tensor) -> Tensor:
+    """n of the kernels `filters`, drawn at random: without replacement where there are enough."""
+    found = len(filters)
+    rows = torch.randperm(found)[:n] if found >= n else torch.randint(found, (n,))
+    return filters[rows.to(filters.device)]
+
+
+def reconstructed_kernels(n: int, vae: KernelVAE, filters: Tensor) -> Tensor:
+    """`real_kernels` after the encoder's and the decoder's means."""
+    kernels = real_kernels(n, filters)
+    return torch.cat([vae.decode(vae.encode(block)[0])[0] for block in kernels.split(BLOCK)])
+
+
+@torch.no_grad()
+def init_network(net: ConvNet, inits: Sequence[str], sources: Sequence[Sources]) -> None:
+    """Set the weights of all layers Xavier normal, then those of the conv layers as `inits` says.
+
+    Parameters
+    ----------
+    inits : a name in `models.configs.INITS` for each conv layer, in order; layers past the end stay Xavier normal.
+    sources : for each conv layer the objects that its initialization needs.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+    for i, (name, layer, source) in enumerate(zip(inits, conv_layers(net), sources, strict=False), 1):
+        init = INITS[name]
+        if init.builds:
+            weight = conv_weight(layer)
+            n = weight.shape[0] * weight.shape[1]
+            if "filters" in init.needs and len(source["filters"]) < n:
+                print(f"conv {i}: {len(source['filters'])} kernels to choose {n} from, drawn with replacement")
+            kernels = imported(init.builds)(n, **{need: source[need] for need in init.needs})
+            weight.copy_(kernels.view_as(weight))
+
+
+# --- priors -------------------------------------------------------------------------------------------------------
+
+
+def build_prior(name: str, source: Sources, options: Mapping[str, Any]) -> Prior:
+    """The prior `name` of one conv layer.
+
+    Parameters
+    ----------
+    name : a name in `models.configs.PRIORS`.
+    source : the objects that the prior needs.
+    options : values of command-line options; those that the prior's row names are passed to its class.
+
+    Raises
+    ------
+    ValueError : where the prior cannot be built from its source.
+    """
+    prior = PRIORS[name]
+    arguments = {argument: options[option] for argument, option in prior.options.items()}
+    needed = {need: source[need] for need in prior.needs}
+    return imported(prior.builds)(**needed, **arguments)
+
+
+def set_priors(
+    net: ConvNet, names: Sequence[str], sources: Sequence[Sources], options: Mapping[str, Any]
+) -> nn.ModuleDict:
+    """Give each Bayesian conv layer its prior; `names` and `sources` have an entry for every conv layer, in order.
+
+    Returns the trained reverse models by the number of their layer, from "1". Raises ValueError, which names the layer.
+    """
+    options = {**options, "truncated": net.config.truncated}
+    reverse_models = nn.ModuleDict()
+    for i, (layer, name, source) in enumerate(zip(conv_layers(net), names, sources, strict=True), 1):
+        if not isinstance(layer, BayesLayer):
+            continue
+        try:
+            layer.prior = build_prior(name, source, options)
+        except ValueError as error:
+            raise ValueError(f"prior {name!r} of conv {i}: {error}") from None
+        reverse_model = layer.prior.reverse_model()
+        if reverse_model is not None:
+            reverse_models[str(i)] = reverse_model
+    return reverse_models

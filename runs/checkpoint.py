@@ -1,0 +1,195 @@
+"""Files of tensors: checkpoints and state dicts, read as data, with names, shapes and values checked."""
+
+import io
+import os
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runs.errors import UserError, user_error
+from runs.files import atomic_write
+
+
+def save_tensors(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
+    """`torch.save` by `runs.files.atomic_write`. Raises UserError where the system refuses."""
+    buffer = io.BytesIO()  # so that only a plain write can fail while the file is open
+    torch.save(state, buffer)
+    with atomic_write(path, backup) as file:
+        file.write(buffer.getbuffer())
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise ValueError for a zip archive that unpacks to more bytes than the file has, as none of torch's does."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if compressed or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise ValueError("it is compressed")
+
+
+def named_leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested dicts, lists and tuples, each with the path of keys to it, such as "states.model.weight"."""
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else None
+    if items is None:
+        yield name, state
+    else:
+        for key, value in items:
+            yield from named_leaves(value, f"{name}.{key}" if name else str(key))
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Load a dict of dense tensors that torch saved, as data, on the CPU. Raises UserError, which names the path."""
+    try:
+        check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in named_leaves(state):
+            # A tensor may claim more elements than the file holds numbers; they would be written out in full later.
+            if isinstance(value, Tensor) and (
+                value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+            ):
+                raise UserError(f"{path}: {name} is not a dense tensor")
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a state dict") from None
+    except Exception:  # a damaged file fails in torch's reader in many ways, and none of them matters here
+        raise UserError(f"{path} cannot be loaded as data, expected a state dict saved by torch") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict")
+    return state
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Load a network's state dict, its tensors finite. Raises UserError, which starts with the path."""
+    state = load_file(path)
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path} holds {name!r}: {type(value).__name__}, expected names and dense tensors")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name} has values that are not finite")
+    return state
+
+
+def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> None:
+    """`module.load_state_dict(state)`, names and shapes checked. Raises UserError, which starts with `label`."""
+    own = module.state_dict()
+    odd = sorted(own.keys() ^ state.keys())
+    if odd:
+        raise UserError(f"{label}: {odd[0]} is {'missing' if odd[0] in own else 'not expected'} in the state dict")
+    for name, value in state.items():
+        if value.shape != own[name].shape or value.is_floating_point() != own[name].is_floating_point():
+            found, expected = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (value, own[name]))
+            raise UserError(f"{label}: {name} is {found}, expected {expected}")
+    module.load_state_dict(state)
+
+
+def load_pretrained(net: nn.Module, path: str) -> None:
+    """Fill a whole network from a state dict file (option `pretrained`), a conv's weights into a Bayesian one's means.
+
+    Log variances that the file lacks stay as they are. Raises UserError.
+    """
+    with user_error("--pretrained"):
+        state = load_state(path)
+    own = net.state_dict()
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        renamed[f"{layer}.mean.{kind}" if name not in own and f"{layer}.mean.{kind}" in own else name] = value
+    spread = (".var.weight", ".w_alpha")
+    kept = {name: value for name, value in own.items() if name.endswith(spread) and name not in renamed}
+    load_checked(net, renamed | kept, f"--pretrained {path}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], label: str) -> None:
+    """`optimizer.load_state_dict(state)`, moments checked. Raises UserError, which starts with `label`."""
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, moments in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments[name].shape != parameter.shape or not torch.isfinite(moments[name]).all():
+                    raise ValueError(
+                        f"{name} of {tuple(moments[name].shape)} for {tuple(parameter.shape)} or not finite"
+                    )
+    except Exception as error:
+        raise UserError(f"{label}: not an optimizer state of this network ({error})") from None
+
+
+def load_run(
+    folder: str, net: nn.Module, optimizer: torch.optim.Optimizer, reverse: nn.ModuleDict | None = None
+) -> None:
+    """Load model, trained reverse models and optimizer of a run directory (option `resume`).
+
+    Raises UserError where the run is of another network.
+    """
+    modules = {"model.torch": net, **({"reverse.torch": reverse} if reverse else {})}
+    with user_error("--resume"):
+        for name, module in modules.items():
+            load_checked(module, load_state(Path(folder, name)), f"{folder}/{name}")
+        load_optimizer(optimizer, load_file(Path(folder, "opt.torch")), f"{folder}/opt.torch")
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def training_state(tracked: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint: the state of the tracked modules, optimizers and tensors, and every random state."""
+    states = {name: thing if isinstance(thing, Tensor) else thing.state_dict() for name, thing in tracked.items()}
+    legacy = np.random.get_state()  # of the global generator: name, key, position, and a cached normal draw
+    return {
+        "states": states,
+        "random": {
+            "python": random.getstate(),
+            "numpy": (legacy[0], legacy[1].tolist(), *legacy[2:]),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        },
+    }
+
+
+def restore(
+    state: dict[str, Any], tracked: dict[str, Any], device: torch.device, label: str
+) -> tuple[int, int, int, Tensor | None]:
+    """Set the tracked objects and every random state to those of a checkpoint.
+
+    Returns epochs, steps and log rows at the checkpoint, and the order of the training images that are left of the
+    epoch. Raises UserError, which starts with `label`, where it is not a checkpoint of these objects.
+    """
+    try:
+        epoch, step, rows, order = (state[key] for key in ("epoch", "step", "rows", "order"))
+        if not all(isinstance(n, int) and n >= 0 for n in (epoch, step, rows)):
+            raise ValueError(f"epoch {epoch!r}, step {step!r}, rows {rows!r}")
+        if state["states"].keys() != tracked.keys():
+            raise ValueError(f"found {', '.join(map(str, state['states']))}, expected {', '.join(tracked)}")
+        for name, thing in tracked.items():
+            value = state["states"][name]
+            if isinstance(thing, nn.Module):
+                load_checked(thing, value, name)
+            elif isinstance(thing, torch.optim.Optimizer):
+                load_optimizer(thing, value, name)
+            elif value.shape == thing.shape and value.dtype == thing.dtype:
+                thing.copy_(value)
+            else:
+                raise ValueError(f"{name} of shape {tuple(value.shape)}")
+        if order is not None:
+            order = order.to(device)
+            if order.ndim != 1 or order.dtype != torch.int64:
+                raise ValueError(f"order of shape {tuple(order.shape)} and {order.dtype}")
+        states = state["random"]
+        random.setstate(tuple(tuple(part) if isinstance(part, list) else part for part in states["python"]))
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state_all(states["cuda"])
+        if device.type == "mps":
+            torch.mps.set_rng_state(states["mps"])
+    except Exception as error:  # what is missing or of another kind fails in many ways
+        raise UserError(f"{label}: not a checkpoint of this run ({error})") from None
+    return epoch, step, rows, order

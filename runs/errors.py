@@ -1,0 +1,64 @@
+"""How a command ends where it cannot do what was asked: one line on stderr and an exit code, no traceback."""
+
+import functools
+import importlib.util
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct: one line that names the option or file, the value found, and what is valid.
+
+    Code that is used outside of a command catches it as the ValueError that it is.
+    """
+
+
+class Stopped(Exception):
+    """A run that a signal stopped, after its checkpoint was written."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+@contextmanager
+def user_error(label: str) -> Iterator[None]:
+    """Turn a ValueError of the body into a `UserError` whose line starts with `label`, such as an option's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{label} {error}") from None
+
+
+def require_packages(label: str, *names: str) -> None:
+    """Check that optional packages are installed. Raises UserError, which starts with `label`."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"{label}: the package {name} is not installed, expected it: pip install -r requirements-sweep.txt"
+            )
+
+
+def one_line_errors(main: Callable) -> Callable:
+    """Decorate a command's `main(argv)`: a foreseen error ends the process with one line on stderr.
+
+    The exit code is 2 for a `UserError`, and 128 + the signal's number after a signal: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None):
+        try:
+            return main(argv)
+        except UserError as error:
+            code, line = 2, f"error: {error}"
+        except Stopped as stopped:
+            code, line = 128 + stopped.number, str(stopped)
+        except KeyboardInterrupt:
+            code, line = 128 + signal.SIGINT, "interrupted"
+        print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(code)
+
+    return wrapped

@@ -1,0 +1,76 @@
+"""Files that are read as data, never executed, and written completely or not at all. Does not import torch."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from runs.errors import UserError
+
+MAX_YAML = 1_000_000  # bytes
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file. Its values are scalars, lists of scalars, or mappings to scalars.
+
+    Raises UserError, which starts with the path, where the file cannot be read or holds something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_YAML + 1)
+        if len(text) > MAX_YAML:
+            raise ValueError(f"more than {MAX_YAML} bytes")
+        content = yaml.safe_load(text.decode())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected a YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that does not exist
+        raise UserError(f"{path}: not a plain YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found a {type(content).__name__}, expected a mapping of names to values")
+    for key, value in content.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        # Aliases turn a small file into a huge tree, which must be neither printed nor parsed.
+        if any(isinstance(item, dict | list | tuple | set) for item in (key, *inner)):
+            raise UserError(f"{path}: found nested values, expected a number, a text or a list of these for each name")
+    return content
+
+
+def write_yaml(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a mapping as YAML, atomically and in its own order. Raises UserError as `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(content, sort_keys=False, width=10**6).encode())
+
+
+@contextmanager
+def atomic_write(path: str | Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a binary file that replaces `path` when the body succeeds; otherwise `path` stays as it was.
+
+    With `backup`, the file that is replaced is renamed to it first. Missing folders are created. Raises UserError where
+    the system refuses: a folder without write permission, a full disk.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if backup and path.exists():
+            os.replace(path, backup)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal. Raises OSError."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,132 @@
+"""The log of a run: rows that are appended to a CSV file, to a text file, to the terminal and to TensorBoard."""
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tabulate
+
+from runs.errors import UserError
+from runs.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+HEADER_EVERY = 40  # rows of the printed table between two headers
+
+Row = dict[str, float]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read the rows of a CSV log. A last line without its end is ignored: its row is being written, or was cut off.
+
+    Raises UserError, which starts with the path.
+    """
+    try:
+        with open(path, newline="") as file:
+            text = file.read()
+        complete = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(complete)]
+        return [{**row, "t": int(row["t"])} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, csv.Error) as error:
+        raise UserError(f"{path}: {error}, expected the table of a log") from None
+
+
+def csv_text(rows: Sequence[dict], header: bool = True) -> str:
+    """Rows of the same columns as CSV, with a line of the columns' names where `header` is true."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["t"], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def table_text(row: Row, header: bool) -> str:
+    """A row of the printed table, below the line of the columns' names where `header` is true."""
+    table = tabulate.tabulate([list(row.values())], list(row), tablefmt="simple", floatfmt="9.4g")
+    return table if header else table.split("\n")[-1]
+
+
+class Log:
+    """The rows of a run and the files `<script>-logs.csv` and `<script>-logs.out` in its directory.
+
+    Parameters
+    ----------
+    root : the run directory.
+    script : name of the script.
+    """
+
+    def __init__(self, root: Path, script: str):
+        self.root = root
+        self.csv = root / f"{script}-logs.csv"
+        self.text = root / f"{script}-logs.out"
+        self.rows: list[Row] = []
+        self._events: SummaryWriter | None = None
+
+    def restart(self, n: int) -> None:
+        """Keep the first n rows of the files and drop what follows, a torn line included. Raises UserError if fewer."""
+        rows = read_rows(self.csv)[:n] if n else []
+        if len(rows) < n:
+            raise UserError(f"{self.csv}: found {len(rows)} rows, expected at least {n}")
+        self.rows = rows
+        lines = [f"{table_text(row, i % HEADER_EVERY == 0)}\n" for i, row in enumerate(rows)]
+        for path, content in ((self.csv, csv_text(rows) if rows else ""), (self.text, "".join(lines))):
+            with atomic_write(path) as file:
+                file.write(content.encode())
+
+    def append(self, row: Row) -> None:
+        """Add a row to the files, and print it above the progress bars. Raises UserError where a file refuses."""
+        from tqdm import tqdm
+
+        first = not self.rows
+        line = table_text(row, len(self.rows) % HEADER_EVERY == 0)
+        self.rows.append(row)
+        for path, content in ((self.csv, csv_text([row], header=first)), (self.text, f"{line}\n")):
+            try:
+                with open(path, "a") as file:
+                    file.write(content)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        self._write_events([row])
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def sync(self) -> None:
+        """Force the rows to the disk, so that no checkpoint counts rows that a power failure can lose."""
+        for path in (self.csv, self.text):
+            if path.exists():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+
+    def start_tensorboard(self) -> None:
+        """Write the rows to an event file for TensorBoard too. An event file of this run from before is replaced.
+
+        It may have rows after the checkpoint from which the run continues.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        for old in self.root.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._events = SummaryWriter(self.root)
+        self._write_events(self.rows)
+
+    def _write_events(self, rows: Sequence[Row]) -> None:
+        if self._events is None:
+            return
+        try:
+            for row in rows:
+                for name in row.keys() - {"t"}:
+                    self._events.add_scalar(name, row[name], row["t"])
+            self._events.flush()
+        except OSError as error:
+            raise UserError(f"{self.root}: events for TensorBoard cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._events:
+            self._events.close()

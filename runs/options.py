@@ -1,0 +1,308 @@
+"""The options of the commands: the parser, the types of values, and the groups that scripts share.
+
+Does not import torch, so that `--help` and a mistake are answered at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES
+from runs.errors import UserError, require_packages, user_error
+from runs.files import read_yaml
+
+HID_DIM = [32, 64]  # the default
+RUN_KEYS = ("root", "time", "id", "environment")  # of a run, beside its arguments, in params.yaml
+# Arguments that params.yaml does not have; `priors` follows from the others.
+NOT_STORED = ("config", "continue_run", "priors")
+# Options on which no result depends: two runs that differ in these alone are the same run.
+NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the default of each option, and the description with its own line breaks."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        empty = action.default is None or action.default in ("", [])
+        return f"{action.help} (default: none)" if empty else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose help states defaults and whose errors are `UserError`s.
+
+    Parameters
+    ----------
+    description : the help's first paragraphs.
+    script : name of a script with run directories, whose parser also reads `--config FILE.yaml` and `--continue DIR`.
+    """
+
+    def __init__(self, description: str, script: str = ""):
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self.script = script
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse `argv`. Options on the command line override those in the file of `--config`.
+
+        With `--continue` every option has the value that the run was started with; another value is refused.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        if not self.script:
+            return super().parse_args(argv)
+        before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        before.error = self.error
+        before.add_argument("--config")
+        before.add_argument("--continue", dest="continue_run")
+        given, argv = before.parse_known_args(argv)
+        if given.continue_run is None:
+            return super().parse_args(self._argv_from_file(given.config) + argv if given.config else argv)
+
+        label = f"--continue {given.continue_run}"
+        if given.config:
+            self.error(f"{label}: found --config too, expected the run's own arguments")
+        file = Path(given.continue_run) / "params.yaml"
+        with user_error("--continue"):
+            params = read_yaml(file)
+        script = (params.get("environment") or {}).get("script")
+        if script != self.script:
+            self.error(f"{label}: found a run of {script or 'an unknown script'}, expected one of {self.script}")
+        own = self._argv_from_file(file)
+        args = super().parse_args(own)
+        for key, value in vars(super().parse_args(own + argv)).items():
+            if value != getattr(args, key):
+                self.error(f"--{key}: found {value}, expected the run's own {getattr(args, key)} with {label}")
+        args.continue_run = given.continue_run
+        return args
+
+    def _argv_from_file(self, path: str | Path) -> list[str]:
+        """The options in a YAML file as words of a command line; names of no option are reported and ignored."""
+        known = {
+            action.dest: action for action in self._actions if action.dest not in ("help", "config", "continue_run")
+        }
+        argv, ignored = [], []
+        with user_error("--config"):
+            params = read_yaml(path)
+        for key, value in params.items():
+            if key in RUN_KEYS:
+                continue
+            if key not in known:
+                ignored.append(str(key))
+            elif isinstance(known[key], argparse._StoreTrueAction):
+                argv += [f"--{key}"] if value else []
+            elif isinstance(value, list):
+                argv += [f"--{key}", *map(str, value)]
+            elif value is not None and value != "":
+                argv.append(f"--{key}={value}")
+        if ignored:
+            print(f"{path}: ignored, not options of this script: {', '.join(ignored)}", file=sys.stderr)
+        return argv
+
+
+def number_type(kind: type, low: float, high: float | None = None, open_low: bool = False) -> Callable[[str], Any]:
+    """An argparse type: an int or a finite float in [low, high], or in (low, high] with `open_low`."""
+    if high is None:
+        high = 2**31 - 1 if kind is int else float("inf")
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+        f" and at most {high:g}" if high < float("inf") else ""
+    )
+    expected = f"expected {'a whole' if kind is int else 'a'} number {bounds}"
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, {expected}") from None
+        # Written so that a NaN fails too.
+        if not ((value > low if open_low else value >= low) and value <= high and abs(value) != float("inf")):
+            raise argparse.ArgumentTypeError(f"found {text!r}, {expected}")
+        return value
+
+    return parse
+
+
+WHOLE = number_type(int, 1)
+POSITIVE = number_type(float, 0, open_low=True)
+SEED = number_type(int, 0, 2**63 - 1)
+
+
+def variance_type(text: str) -> float | str:
+    """An argparse type: "train" or a positive number."""
+    return text if text == "train" else POSITIVE(text)
+
+
+def path_type(text: str) -> str:
+    """An argparse type: a path, made absolute, so that it names the same file from every folder; "" stays "".
+
+    A run stores its arguments and a sweep compares them, both as absolute paths.
+    """
+    return os.path.abspath(text) if text else ""
+
+
+def tensorboard_type(text: str) -> int:
+    """An argparse type: 0, or 1 where the package is installed."""
+    if int(text):
+        require_packages("--tensorboard", "tensorboard")
+    return int(text)
+
+
+def add_run_options(parser: Parser) -> None:
+    """Add the options of every script: its run directory, its seed and its device."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--name", default="", help="a note kept in params.yaml")
+    group.add_argument("--config", metavar="FILE", help="YAML file of arguments, e.g. a run's params.yaml")
+    group.add_argument(
+        "--continue",
+        dest="continue_run",
+        metavar="RUN_DIR",
+        help="continue a stopped run from its checkpoint, in its directory and with its arguments",
+    )
+    group.add_argument("--tmp", action="store_true", help="put the run under tmp/ instead of runs/")
+    group.add_argument("--seed", type=SEED, default=42, help="seed of every random number")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device that computes")
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "auto"),
+        default="fp32",
+        help="'bf16': convs and products in bfloat16, parameters and sums in float32; 'auto': bf16 where it is native",
+    )
+    group.add_argument(
+        "--eval_freq", type=WHOLE, default=1, help="epochs between evaluations, which also write the model"
+    )
+    group.add_argument(
+        "--checkpoint_freq",
+        type=number_type(int, 0),
+        default=0,
+        help="epochs between the checkpoints that --continue needs; 0: one after each epoch with an evaluation",
+    )
+    group.add_argument(
+        "--tensorboard",
+        type=tensorboard_type,
+        choices=(0, 1),
+        default=0,
+        help="1: write the log for TensorBoard too, in the run directory",
+    )
+
+
+def add_compile_option(group: argparse._ArgumentGroup) -> None:
+    """Add the option of the scripts whose training step torch can compile as a whole."""
+    help = "1: torch.compile the training step; needs a compiler, and starts slowly"
+    group.add_argument("--compile", type=int, choices=(0, 1), default=0, help=help)
+
+
+def add_network_options(parser: Parser, net_cfg: str) -> None:
+    """Add the options that the training of a deterministic and of a Bayesian network share."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", choices=tuple(DATA_SETS), default="mnist", help="data set, looked for in $DATA_ROOT")
+    data.add_argument(
+        "--num_examples", type=WHOLE, help="train on this many images, stratified by class, instead of all"
+    )
+    data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that choice")
+    data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")
+    data.add_argument("--test_bs", type=WHOLE, default=500, help="images per test batch; at most 100 on a CPU")
+    data.add_argument(
+        "--aug", type=int, choices=(0, 1), default=0, help="1: random crops of the images padded by 4, and flips"
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=WHOLE, default=100, help="passes over the training images")
+    training.add_argument("--lr", type=POSITIVE, default=1e-3, help="Adam's initial learning rate")
+    training.add_argument(
+        "--decrease_from", type=number_type(int, 0), default=0, help="epoch after which the rate falls linearly to 0"
+    )
+    training.add_argument(
+        "--milestones",
+        type=WHOLE,
+        nargs="*",
+        default=[],
+        help="epochs at which the rate is multiplied by gamma instead",
+    )
+    training.add_argument("--gamma", type=POSITIVE, default=0.5, help="factor of the rate at each milestone")
+    training.add_argument(
+        "--resume", type=path_type, metavar="RUN_DIR", default="", help="start from a run's model and optimizer"
+    )
+
+    model = parser.add_argument_group("network")
+    model.add_argument("--model", choices=tuple(MODELS), default="fconv", help="architecture")
+    model.add_argument("--net_cfg", default=net_cfg, help="its configuration (models/README.md)")
+    model.add_argument(
+        "--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
+    )
+    model.add_argument("--model_size", type=POSITIVE, default=1.0, help="factor of the channels of the other models")
+    model.add_argument("--n_classes", type=number_type(int, 2), default=10, help="outputs of the classifier")
+
+    init = parser.add_argument_group("initialization, by conv layer in order")
+    init.add_argument(
+        "--init_list",
+        choices=tuple(INITS),
+        nargs="*",
+        default=[],
+        help="initialization of each conv; 'pretrained' stands alone",
+    )
+    for kind, entry in SOURCES.items():
+        users = [f"init '{name}'" for name, row in INITS.items() if kind in row.needs]
+        users += [f"prior '{name}'" for name, row in PRIORS.items() if kind in row.needs]
+        init.add_argument(
+            f"--{kind}_list",
+            type=path_type,
+            metavar="PATH",
+            nargs="*",
+            default=[],
+            help=f"{entry} of each conv ({', '.join(users)})",
+        )
+    init.add_argument(
+        "--pretrained", type=path_type, metavar="FILE", default="", help="state dict of a network (init 'pretrained')"
+    )
+
+
+def check_net_cfg(args: argparse.Namespace, bayesian: bool) -> None:
+    """Check that `net_cfg` is a configuration of the model, with Bayesian convs or without. Raises UserError."""
+    model = MODELS[args.model]
+    names = [name for name in model.net_cfgs if any(model.config(name).bayesian) == bayesian]
+    if args.net_cfg not in names:
+        raise UserError(f"--net_cfg: found {args.net_cfg!r}, expected one of {', '.join(names)} for {args.model}")
+
+
+def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) -> None:
+    """Check that the network's options fit together; `priors` are those of the conv layers. Raises UserError."""
+    model = MODELS[args.model]
+    sizes = model.kernel_sizes
+    if not model.channels and len(args.hid_dim) != len(sizes):
+        raise UserError(f"--hid_dim: found {len(args.hid_dim)} numbers, expected {len(sizes)} for {args.model}")
+    if model.channels and args.hid_dim != HID_DIM:
+        raise UserError(f"--hid_dim: found {args.hid_dim}, expected --model_size for {args.model}")
+    if not model.channels and args.model_size != 1:
+        raise UserError(f"--model_size: found {args.model_size:g}, expected --hid_dim for {args.model}")
+    if model.channels and not min(model.widths([], args.model_size)):
+        raise UserError(f"--model_size: found {args.model_size:g}, expected enough for a channel in every conv")
+    if len(args.init_list) > len(sizes):
+        raise UserError(f"--init_list: found {len(args.init_list)} entries, expected at most {len(sizes)} convs")
+    if "pretrained" in args.init_list and len(args.init_list) > 1:
+        raise UserError(
+            f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every layer"
+        )
+    if not args.milestones and args.decrease_from >= args.epochs:
+        raise UserError(f"--decrease_from: found {args.decrease_from}, expected less than --epochs {args.epochs}")
+    if bool(args.pretrained) != ("pretrained" in args.init_list):
+        raise UserError("--pretrained FILE and --init_list pretrained go together: found one without the other")
+    for kind in SOURCES:
+        given = getattr(args, f"{kind}_list")
+        if len(given) > len(sizes):
+            raise UserError(f"--{kind}_list: found {len(given)} entries, expected at most {len(sizes)} convs")
+        for names, table in ((args.init_list, INITS), (priors, PRIORS)):
+            for i, name in enumerate(names[len(given) :], len(given) + 1):
+                if kind in table[name].needs:
+                    raise UserError(f"--{kind}_list: found {len(given)} entries, expected one for conv {i} ({name!r})")
+
+
+def learning_rate(
+    epoch: int, epochs: int, lr: float, decrease_from: int = 0, milestones: Sequence[int] = (), gamma: float = 0.5
+) -> float:
+    """Adam's rate in epoch 1..epochs: steps at `milestones` where given, else linear after `decrease_from`."""
+    if milestones:
+        return lr * gamma ** sum(epoch > milestone for milestone in milestones)
+    return lr * min(1.0, (epochs - epoch + 1) / (epochs - decrease_from))

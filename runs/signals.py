@@ -1,0 +1,34 @@
+"""SIGINT and SIGTERM as a request to stop soon, with nothing lost."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from runs.errors import Stopped
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first stop signal in a list, which the body looks at; a second one raises `Stopped` at once.
+
+    Only the main thread of a process can handle signals; in another thread the list stays empty.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise Stopped(number, f"stopped at once by a second signal, {signal.Signals(number).name}")
+
+    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
