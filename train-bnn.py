@@ -1,4 +1,4 @@
-r"""Train a variational Bayesian network, whose KL is taken against a prior of each conv layer.
+r"""Train a Bayesian network by variational inference, with a prior for each conv layer.
 
     python train-bnn.py --data mnist --data_split_seed 0 --num_examples 50 --epochs 10000 --model fconv \
         --vae_list data/fconv/vae7x7/ data/fconv/vae5x5/ --init_list vae vae --net_cfg bayes --hid_dim 32 128 \
@@ -25,7 +25,7 @@ def parse(argv: list[str] | None = None):
         choices=tuple(PRIORS),
         nargs="*",
         default=[],
-        help="instead, one prior per conv ('no' if deterministic)",
+        help="prior of each conv, overrides prior; 'no' for a deterministic conv",
     )
     bayes.add_argument(
         "--classifier_prior",
@@ -36,25 +36,25 @@ def parse(argv: list[str] | None = None):
     bayes.add_argument("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
     bayes.add_argument("--kl_weight", type=number_type(float, 0), default=1.0, help="factor of the KL in the objective")
     bayes.add_argument(
-        "--dwp_samples", type=WHOLE, default=1, help="w's per kernel and step in the KL of 'vae', 'flow', 'sn-mc'"
+        "--dwp_samples", type=WHOLE, default=1, help="draws of w per kernel and step, for 'vae', 'flow', 'sn-mc'"
     )
     bayes.add_argument(
         "--kl_kernels",
         type=number_type(int, 0),
         default=0,
-        help="kernels per layer drawn each step for that KL, an unbiased estimate; 0 is all",
+        help="kernels drawn per layer and step for an unbiased KL of 'vae', 'flow', 'sn-mc'; 0: all",
     )
     bayes.add_argument(
         "--reverse",
         choices=("frozen", "train"),
         default="frozen",
-        help="the reverse model r(z|w) of 'vae': 'train': a copy of the VAE's encoder per layer learns too",
+        help="reverse model r(z|w) of 'vae': the frozen encoder, or a trained copy of the encoder per layer",
     )
     bayes.add_argument(
         "--bound", choices=("elbo", "iwae"), default="elbo", help="bound of the KL of 'vae'; 'iwae' is tighter"
     )
-    bayes.add_argument("--iwae_samples", type=WHOLE, default=8, help="z's per w in the bound 'iwae'")
-    bayes.add_argument("--ens", type=WHOLE, default=10, help="samples in the ensemble that is evaluated")
+    bayes.add_argument("--iwae_samples", type=WHOLE, default=8, help="draws of z per w in the bound 'iwae'")
+    bayes.add_argument("--ens", type=WHOLE, default=10, help="samples of the network in the evaluated ensemble")
     bayes.add_argument("--logvarinit", type=number_type(float, -50, 50), default=-10.0, help="initial log variance")
     options.add_run_options(parser)
     args = parser.parse_args(argv)
@@ -67,11 +67,11 @@ def parse(argv: list[str] | None = None):
     for i, (prior, is_bayesian) in enumerate(zip(args.priors, bayesian, strict=True), 1):
         if prior != "no" and not is_bayesian:
             raise UserError(
-                f"--prior_list: found {prior!r} for conv {i}, expected 'no': it is deterministic in {args.net_cfg}"
+                f"--prior_list: found {prior!r} for conv {i}, expected 'no' (deterministic in {args.net_cfg})"
             )
     if "vae" not in args.priors and (args.reverse, args.bound) != ("frozen", "elbo"):
         option = "reverse" if args.reverse != "frozen" else "bound"
-        raise UserError(f"--{option}: found {getattr(args, option)} and no prior 'vae', whose KL it concerns")
+        raise UserError(f"--{option}: found {getattr(args, option)} and no prior 'vae', expected one for a conv")
     options.check_network_options(args, args.priors)
     return args
 
@@ -79,7 +79,7 @@ def parse(argv: list[str] | None = None):
 @one_line_errors
 def main(argv: list[str] | None = None):
     args = parse(argv)
-    # After the arguments, so that a mistake in them is answered at once.
+    # Imported after parsing, so that errors in arguments appear at once.
     import torch
     import torch.nn.functional as F
 
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None):
     optimizer = torch.optim.Adam([*net.parameters(), *reverse.parameters()], lr=args.lr)
     if args.resume and not args.continue_run:
         load_run(args.resume, net, optimizer, reverse)
-    # NLL, KL and hits of an epoch, summed on the device: reading a value would make every step wait for it.
+    # Sums of NLL, KL and hits in the epoch, on the device: reading a value makes the step wait.
     totals = torch.zeros(3, device=device)
     run = Run(SCRIPT, args, device)
     run.track(model=net, opt=optimizer, reverse=reverse, totals=totals)
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None):
     watch = Stopwatch()
 
     def evaluate() -> dict[str, float]:
-        """Accuracy of the mean network, of one sample and of the ensemble, whose mean NLL is in nats per image.
+        """Mean NLL of the ensemble in nats per image, and accuracies of the mean network, one sample and the ensemble.
 
         The one sample is the ensemble's first.
         """

@@ -26,10 +26,10 @@ def parse(argv: list[str] | None = None):
         "--dwp_reg",
         type=number_type(float, 0),
         default=0.0,
-        help="weight of the bound on -log p(weights), in nats, under the deep weight prior of every conv, added too",
+        help="weight in the loss of the deep weight prior's bound on -log p(weights) of all convs, in nats",
     )
     regularization.add_argument(
-        "--dwp_samples", type=options.WHOLE, default=1, help="z's per kernel and step in that bound"
+        "--dwp_samples", type=options.WHOLE, default=1, help="draws of z per kernel and step in the bound of dwp_reg"
     )
     regularization.add_argument(
         "--do",
@@ -38,10 +38,10 @@ def parse(argv: list[str] | None = None):
         default=[],
         help="dropout probabilities of fconv's 'vanilla-do', one for each conv layer",
     )
-    what = parser.add_argument_group("what is trained, and how")
-    options.add_compile_option(what)
-    what.add_argument("--rfe", **switch, help="1: the classifier and the batch norms alone, on frozen convs")
-    what.add_argument("--fastconv", **switch, help="1: eval_freq and the log's t count steps, not epochs")
+    mode = parser.add_argument_group("training step")
+    options.add_compile_option(mode)
+    mode.add_argument("--rfe", **switch, help="1: train only the classifier and the batch norms, with frozen convs")
+    mode.add_argument("--fastconv", **switch, help="1: eval_freq and the log's t count steps, not epochs")
     options.add_run_options(parser)
     args = parser.parse_args(argv)
 
@@ -61,7 +61,7 @@ def parse(argv: list[str] | None = None):
 @one_line_errors
 def main(argv: list[str] | None = None):
     args = parse(argv)
-    # After the arguments, so that a mistake in them is answered at once.
+    # Imported after parsing, so that errors in arguments appear at once.
     import torch
     import torch.nn.functional as F
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None):
     if args.resume and not args.continue_run:
         load_run(args.resume, net, optimizer)
     dwps = [DeepWeightPrior(source["vae"]) for source in sources] if args.dwp_reg else []
-    # Loss, NLL, hits and number of the last images, summed on the device: reading a value makes a step wait for it.
+    # Sums of loss, NLL, hits and images since the last row, on the device: reading a value makes the step wait.
     totals = torch.zeros(4, device=device)
     run = Run(SCRIPT, args, device)
     run.track(model=net, opt=optimizer, totals=totals)

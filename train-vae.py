@@ -26,7 +26,7 @@ def parse(argv: list[str] | None = None):
     data.add_argument("--batch_size", type=WHOLE, default=128, help="kernels per training batch")
     data.add_argument("--test_bs", type=WHOLE, default=512, help="kernels per test batch")
     model = parser.add_argument_group("model")
-    model.add_argument("--kind", choices=("vae", "flow"), default="vae", help="what is trained")
+    model.add_argument("--kind", choices=("vae", "flow"), default="vae", help="density model over kernels to train")
     model.add_argument("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {tuple(VAES)}")
     model.add_argument("--z_dim", type=WHOLE, default=8, help="size of the VAE's latent code")
     model.add_argument("--hidden_dim", type=WHOLE, default=16, help="width of the networks, in channels")
@@ -36,18 +36,18 @@ def parse(argv: list[str] | None = None):
     model.add_argument("--transforms", type=WHOLE, default=5, help="autoregressive transforms of the flow")
     training = parser.add_argument_group("training")
     training.add_argument("--num_epochs", type=WHOLE, default=1000, help="passes over the training kernels")
-    training.add_argument("--lr", type=POSITIVE, default=1e-3, help="Adam's initial rate, falls linearly to 0")
-    training.add_argument("--lr_decay_step", type=WHOLE, help="every so many epochs the rate is multiplied by decay")
+    training.add_argument("--lr", type=POSITIVE, default=1e-3, help="initial learning rate; falls linearly to 0")
+    training.add_argument("--lr_decay_step", type=WHOLE, help="epochs between multiplications of the rate by decay")
     training.add_argument("--decay", type=POSITIVE, default=0.5, help="factor of the rate every lr_decay_step epochs")
     training.add_argument(
         "--kl_warmup",
         type=number_type(int, 0),
         default=0,
-        help="epochs in which the weight of the VAE's KL in the loss rises from 0 to 1, against a posterior's collapse",
+        help="epochs in which the weight of the VAE's KL in the loss rises from 0 to 1, against posterior collapse",
     )
     for option, file in (("resume_vae", "vae_params.torch"), ("resume_opt", "opt_params.torch")):
         training.add_argument(
-            f"--{option}", type=path_type, metavar="FILE", default="", help=f"start from this file, such as {file}"
+            f"--{option}", type=path_type, metavar="FILE", default="", help=f"state to start from, e.g. a run's {file}"
         )
     options.add_compile_option(training)
     options.add_run_options(parser)
@@ -78,7 +78,7 @@ def learning_rate(args, epoch: int) -> float:
 @one_line_errors
 def main(argv: list[str] | None = None):
     args = parse(argv)
-    # After the arguments, so that a mistake in them is answered at once.
+    # Imported after parsing, so that errors in arguments appear at once.
     import torch
 
     import utils

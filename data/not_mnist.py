@@ -1,8 +1,8 @@
 """notMNIST, the letters A-J as 28x28 images, bright on dark: from its own archive, or by its recipe from fonts.
 
-The recipe draws each letter of a typeface so that it fills the image. Fonts without Latin capitals are dropped, and so
-are duplicates. Training and test images come from different font families. An archive does not name its fonts: there,
-images of one file name stay together.
+The recipe draws each letter of a typeface so that it fills the image. Fonts without Latin capitals and
+duplicate images are dropped. Training and test images come from different font families. An archive does not name its
+fonts, so its images with equal file names count as one family.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from data.idx import MAX_BYTES, Part, idx_bytes, parse_parts, read_idx_bytes, wr
 
 LETTERS = "ABCDEFGHIJ"
 SIZE = 28
-DRAWN = 112  # glyphs are drawn this high and scaled down, for smooth edges
+DRAWN = 112  # font size in pixels; glyphs are scaled down to SIZE, for smooth edges
 FONT_SUFFIXES = {".ttf", ".otf", ".ttc", ".pfb"}
-MISSING = "\uffff"  # no font has this character: what is drawn for it is the font's sign for a missing glyph
+MISSING = "\uffff"  # no font has this character, so it is drawn as the font's missing-glyph sign
 
-# (image, label, group): images of one group, a font family, go all to train or all to test.
+# (image, label, group): a group is a font family, and all its images go to the same part.
 Glyph = tuple[np.ndarray, int, str]
 
 
@@ -58,7 +58,7 @@ def glyphs_of_font(path: Path) -> list[Glyph]:
 
 
 def from_fonts(folders: list[Path]) -> tuple[list[Glyph], Counter]:
-    """The glyphs of all fonts below the folders, or of all fonts of this machine, and counts of what was left out."""
+    """The glyphs of all fonts below the folders, or of all fonts of this machine, and counts of fonts left out."""
     if folders:
         paths = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in FONT_SUFFIXES)
     else:
@@ -91,7 +91,7 @@ def archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
-    """The images in the archive's folders A-J, and counts of what was left out."""
+    """The images in the archive's folders A-J, and counts of images left out."""
     glyphs, dropped = [], Counter()
     for name, content in tqdm(archive_files(path), desc="images", disable=None):
         letter = PurePosixPath(name).parent.name
@@ -108,20 +108,20 @@ def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
 
 
 def drop_duplicates(glyphs: list[Glyph]) -> list[Glyph]:
-    """The glyphs without those that have the pixels of an earlier one, whatever their letter."""
+    """The glyphs without those whose pixels equal those of an earlier glyph, of any letter."""
     first = {image.tobytes(): (image, label, group) for image, label, group in reversed(glyphs)}
     return list(first.values())[::-1]
 
 
 def is_test(group: str, test_share: float) -> bool:
-    """Whether a family is in the test set: by a hash of its name, so that a font added later moves no other."""
+    """Whether a family is in the test set, by a hash of its name: added fonts do not move other families."""
     return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) < test_share * 2**32
 
 
 def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[int]]:
     """Split glyphs by family and write them as IDX files into `root`/not-mnist/MNIST/raw.
 
-    Returns the number of images per letter of each part. Raises ValueError where a part lacks a letter, and OSError.
+    Returns the images per letter of each part. Raises ValueError if a part lacks a letter, OSError if a write fails.
     """
     parts = {"train": [g for g in glyphs if not is_test(g[2], test_share)]}
     parts["t10k"] = [g for g in glyphs if is_test(g[2], test_share)]
@@ -140,12 +140,12 @@ def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[
 
 
 def raw_folder(root: Path) -> Path:
-    """Where the files are in a folder of data sets."""
+    """The folder of notMNIST's IDX files in the folder of data sets `root`."""
     return root / "not-mnist" / "MNIST" / "raw"
 
 
 def load(root: Path) -> tuple[Part, Part]:
-    """Training and test part. Raises ValueError, and OSError where a file is missing."""
+    """Training and test part. Raises ValueError for an invalid file, and OSError for a missing one."""
     names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     try:
         files = {name: read_idx_bytes(raw_folder(root) / name) for name in names}

@@ -1,4 +1,4 @@
-"""Get MNIST as IDX files into $DATA_ROOT/MNIST/raw, from the first source that answers (see data/mnist.py).
+"""Write MNIST as IDX files to $DATA_ROOT/MNIST/raw, from the first source that answers (see data/mnist.py).
 
 python data/prepare_mnist.py [--root DATA_ROOT]
 """
@@ -6,7 +6,7 @@ python data/prepare_mnist.py [--root DATA_ROOT]
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python data/prepare_mnist.py`
 
 from data import mnist
 from runs.directory import data_root

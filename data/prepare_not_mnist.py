@@ -9,7 +9,7 @@ data/not_mnist.py describes the recipe.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python data/prepare_not_mnist.py`
 
 from data import not_mnist
 from runs.directory import data_root
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--archive", type=Path, help="notMNIST's tar file, or its unpacked folder")
     source.add_argument("--fonts", type=Path, nargs="+", default=[], help="folders of fonts; default: this machine's")
     parser.add_argument("--root", type=Path, default=data_root(), help="folder of data sets")
-    parser.add_argument("--test_share", type=number_type(float, 0, 1), default=0.3, help="share of families in test")
+    parser.add_argument("--test_share", type=number_type(float, 0, 1), default=0.3, help="share of fonts for testing")
     args = parser.parse_args(argv)
 
     option, paths = ("--archive", [args.archive]) if args.archive else ("--fonts", args.fonts)

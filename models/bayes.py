@@ -1,7 +1,7 @@
 """Bayesian layers: a factorized Gaussian posterior over the weights, sampled by local reparameterization.
 
-A layer owns its posterior and its prior: `layer(x)` gives pre-activations and `layer.kl()` the KL of its weights. A
-whole network is switched with `set_mode`, and its KL is `kl(net)`.
+A layer owns its posterior and its prior: `layer(x)` gives pre-activations and `layer.kl()` the KL of its weights. For
+a whole network, `set_mode` switches between sampling and means, and `kl(net)` is the KL.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.priors import NoPrior, Prior, log_square
 
-VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where no input pixel is on
+VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where all inputs are 0
 W_ALPHA_INIT = -2.0
 
 
@@ -34,13 +34,13 @@ class BayesLayer(nn.Module):
 
         m = conv(x, mean) + bias,   v = conv(x^2, variance),   output = m + sqrt(v + 1e-12) * eps,
 
-    and in the mode "det" the output is m. A subclass sets up `mean` and gives `linear_map`.
+    and in the mode "det" the output is m. A subclass creates `mean` and implements `linear_map`.
 
     Parameters
     ----------
     mean : the layer that holds the posterior's mean and the bias.
     log_variance : initial value of every log variance, which is the parameter `var.weight` (option `logvarinit`).
-    truncated : the variance is alpha * mean^2 instead, with alpha = sigmoid(w_alpha) in (0, 1) per weight; the
+    truncated : whether the variance is alpha * mean^2, with alpha = sigmoid(w_alpha) in (0, 1) per weight; the
         parameter `w_alpha` starts at -2 ("bayes-mtrunca").
     """
 
@@ -66,7 +66,7 @@ class BayesLayer(nn.Module):
         return self.var["weight"]
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pre-activations for inputs x, of the shapes of `mean`, with noise from `generator` or the global one."""
+        """Pre-activations for inputs x, with the shapes of the layer `mean`; noise from `generator`, else torch's."""
         if self.mode == "det":
             return self.mean(x)
         m, deviation = self.moments(x)
@@ -78,7 +78,7 @@ class BayesLayer(nn.Module):
         return self.mean(x), (v + VARIANCE_FLOOR).sqrt()
 
     def kl(self) -> Tensor:
-        """KL(q || prior) of the layer's weights, a scalar in nats; an estimate where the prior samples."""
+        """KL(q || prior) of the layer's weights, a scalar in nats; an estimate for a `SampledPrior`."""
         return self.prior.kl(self.mean.weight, self.log_variance())
 
 
@@ -133,11 +133,11 @@ def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
 def sample_outputs(
     layers: Sequence[nn.Module], x: Tensor, samples: int, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:
-    """Outputs of a chain of layers for `samples` draws, distributed as those of that many single calls.
+    """Yield outputs of a chain of layers for `samples` draws, distributed as in separate calls.
 
     Mean and deviation of the first Bayesian layer's pre-activations do not depend on the draw and are computed once. A
     deterministic chain, or a chain in the mode "det", gives the same output `samples` times. The noise comes from
-    `generator`, or from torch's global one.
+    `generator`, or from torch's global generator.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":

@@ -1,4 +1,4 @@
-"""Networks, initializations, priors and VAEs from names and plain values, as the tables of `models.configs` say."""
+"""Builders of networks, initializations, priors and VAEs from names in `models.configs` and plain values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,9 +13,9 @@ from models.network import ConvNet
 from models.priors import Prior
 from models.vae import KernelVAE
 
-BLOCK = 1024  # kernels that go through a VAE at once
+BLOCK = 1024  # kernels per pass through a VAE
 
-# What a conv layer's initialization and prior are built from: objects by names of `models.configs.SOURCES`.
+# The objects that a conv layer's initialization and prior need, by name in `models.configs.SOURCES`.
 Sources = Mapping[str, Any]
 
 
@@ -32,7 +32,7 @@ def build_network(
     Parameters
     ----------
     model, net_cfg : a name in `models.configs.MODELS`, and one of its configurations.
-    hid_dim, model_size : the size of the network, by the one of the two that the model has.
+    hid_dim, model_size : channels of the convs, or a factor of them; each model uses one of the two.
     n_classes : number of logits.
     options : `do`, `log_variance` and `bayesian_classifier` of `ConvNet`.
     """
@@ -69,21 +69,21 @@ def flow_kernels(n: int, flow: KernelFlow) -> Tensor:
 
 
 def real_kernels(n: int, filters: Tensor) -> Tensor:
-    """n of the kernels `filters`, drawn at random: without replacement where there are enough."""
+    """n kernels drawn at random from `filters`, without replacement if `filters` has at least n."""
     found = len(filters)
     rows = torch.randperm(found)[:n] if found >= n else torch.randint(found, (n,))
     return filters[rows.to(filters.device)]
 
 
 def reconstructed_kernels(n: int, vae: KernelVAE, filters: Tensor) -> Tensor:
-    """`real_kernels` after the encoder's and the decoder's means."""
+    """`real_kernels`, reconstructed by the means of the encoder and the decoder."""
     kernels = real_kernels(n, filters)
     return torch.cat([vae.decode(vae.encode(block)[0])[0] for block in kernels.split(BLOCK)])
 
 
 @torch.no_grad()
 def init_network(net: ConvNet, inits: Sequence[str], sources: Sequence[Sources]) -> None:
-    """Set the weights of all layers Xavier normal, then those of the conv layers as `inits` says.
+    """Initialize all layers Xavier normal, then each conv layer by its entry in `inits`.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def build_prior(name: str, source: Sources, options: Mapping[str, Any]) -> Prior
     ----------
     name : a name in `models.configs.PRIORS`.
     source : the objects that the prior needs.
-    options : values of command-line options; those that the prior's row names are passed to its class.
+    options : values of command-line options; the prior's class gets those that its row in `PRIORS` names.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def set_priors(
 ) -> nn.ModuleDict:
     """Give each Bayesian conv layer its prior; `names` and `sources` have an entry for every conv layer, in order.
 
-    Returns the trained reverse models by the number of their layer, from "1". Raises ValueError, which names the layer.
+    Returns the trainable reverse models by number of the conv, from "1". Raises ValueError, which names the layer.
     """
     options = {**options, "truncated": net.config.truncated}
     reverse_models = nn.ModuleDict()

@@ -17,7 +17,7 @@ class CIFARNet(ConvNet):
     net_cfg : which convs are Bayesian (`models.configs`).
     channels : of the convs; option `model_size` is a factor of the first three of 128, 256, 256, 512.
     n_classes : number of logits.
-    model : its name in `models.configs.MODELS`.
+    model : name in `models.configs.MODELS`.
     options : `log_variance` and `bayesian_classifier` of `ConvNet`.
     """
 

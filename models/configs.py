@@ -1,7 +1,7 @@
-"""Every name that a command line may use: what the name needs, and the class or function that builds it.
+"""Tables of priors, initializations, networks, VAEs and data sets by name, with their needs and builders.
 
-A name is registered here once, as a row of a table. Classes and functions are named as "module:name" and imported when
-they are built: this file does not import torch, so that a mistake in an argument is answered at once.
+A name is registered here once, as a row of a table. Classes and functions are given as "module:name" and imported at
+their first use. So this file does not import torch, and errors in arguments appear at once.
 """
 
 import importlib
@@ -19,7 +19,7 @@ def imported(name: str) -> Any:
 class Choice(NamedTuple):
     """A prior, or an initialization, of a conv layer.
 
-    builds : "module:name" of what builds it from the objects in `needs` and the arguments in `options`.
+    builds : "module:name" of the class or function to call with the objects in `needs` and the arguments in `options`.
     needs : names of `SOURCES`; the option `<name>_list` of each must have an entry for the layer.
     options : for each further argument of the builder, the command-line option that gives its value.
     """
@@ -29,10 +29,10 @@ class Choice(NamedTuple):
     options: Mapping[str, str] = {}
 
 
-# What an initialization or a prior of a conv layer can need: the option `<name>_list` has one such path for each layer.
+# Files that an initialization or a prior may need; the option `<name>_list` gives one path per conv layer.
 SOURCES = {"vae": "VAE", "flow": "flow", "filters": "npy file of kernels"}
 
-SAMPLED = {"samples": "dwp_samples", "kernels": "kl_kernels"}  # of every prior whose KL is sampled
+SAMPLED = {"samples": "dwp_samples", "kernels": "kl_kernels"}  # options of every prior with a sampled KL
 
 PRIORS: dict[str, Choice] = {
     "sn": Choice("models.priors:NormalPrior", options={"scale": "lamb"}),
@@ -49,12 +49,12 @@ PRIORS: dict[str, Choice] = {
 }
 
 INITS: dict[str, Choice] = {
-    "xavier": Choice(""),  # nothing to build: all layers start so
+    "xavier": Choice(""),  # the initial state of every layer, so it has no builder
     "vae": Choice("models.build:decoded_kernels", needs=("vae",)),
     "flow": Choice("models.build:flow_kernels", needs=("flow",)),
     "filters": Choice("models.build:real_kernels", needs=("filters",)),
     "recon": Choice("models.build:reconstructed_kernels", needs=("vae", "filters")),
-    "pretrained": Choice(""),  # the whole network from a file, not layer by layer
+    "pretrained": Choice(""),  # one file fills the whole network, so no layer has a builder
 }
 
 # The VAEs by kernel size.
@@ -78,12 +78,12 @@ DATA_SETS: dict[str, str] = {
 
 
 class NetConfig(NamedTuple):
-    """One `--net_cfg` of a model.
+    """A configuration of a model, chosen by the option `net_cfg`.
 
     bayesian : for each conv in order, whether it is Bayesian.
     truncated : whether the posterior's variance is alpha * mean^2 with alpha in (0, 1), not free ("mtrunca").
-    dropout : whether there is dropout ("do").
-    hidden : whether the classifier has its hidden layer, where the model has one (not with "nofc").
+    dropout : whether the network has dropout ("do").
+    hidden : False if the classifier omits its hidden layer ("nofc"); without effect in models that have none.
     """
 
     bayesian: tuple[bool, ...]
@@ -93,7 +93,7 @@ class NetConfig(NamedTuple):
 
 
 def parse_config(name: str, convs: int) -> NetConfig:
-    """What a configuration's name spells: after "bayes" one digit per conv, 1 for Bayesian, or none for all convs."""
+    """Parse a configuration's name: "bayes" has one digit per conv, 1 for Bayesian, or no digits for all convs."""
     digits = re.sub(r"\D", "", name) or "1" * convs
     bayesian = tuple(name.startswith("bayes") and digit == "1" for digit in digits)
     return NetConfig(bayesian, "trunca" in name, name.endswith("-do"), not name.endswith("-nofc"))
@@ -122,14 +122,14 @@ class Model(NamedTuple):
     scaled: int = 0
 
     def config(self, net_cfg: str) -> NetConfig:
-        """The configuration of that name."""
+        """The configuration with the name `net_cfg`."""
         return parse_config(net_cfg, len(self.kernel_sizes))
 
     def sides(self) -> tuple[int, int]:
-        """Rows (and columns) of an image that the logits depend on, from the first on; and rows of the last map.
+        """The number of an image's first rows (and columns) that the logits depend on, and the rows of the last map.
 
-        A max-pool leaves out the last row and column of an odd map, and with them pixels that nothing else sees. A
-        batch norm sees every pixel in its mean.
+        A max-pool ignores the last row and column of a map of odd size, so the logits do not depend on the last pixels.
+        With a batch norm, whose mean includes every pixel, the logits depend on all of them.
         """
         layers = list(zip(self.kernel_sizes, self.pools, strict=True))
         last = self.image_shape[1]
@@ -141,7 +141,7 @@ class Model(NamedTuple):
         return self.image_shape[1] if self.batch_norm else used, last
 
     def widths(self, hid_dim: Sequence[int], model_size: float) -> list[int]:
-        """The channels of the convs: `hid_dim`, or those of this network at that `model_size`."""
+        """The channels of the convs: `hid_dim`, or the model's own `channels` multiplied by `model_size`."""
         if not self.channels:
             return list(hid_dim)
         return [round(c * model_size) if i < self.scaled else c for i, c in enumerate(self.channels)]

@@ -8,12 +8,12 @@ from models.network import ConvNet
 class FConv(ConvNet):
     """Convs with LeakyReLU and max-pools, then one linear layer: 28x28 grey images to class logits.
 
-    As "fconv": conv 7x7, max-pool, conv 5x5, max-pool. As "fconv3x3", with the kernels of today's networks: three 3x3
-    convs, a max-pool after the first two.
+    The model "fconv" has the layers conv 7x7, max-pool, conv 5x5, max-pool. The model "fconv3x3" has three 3x3 convs,
+    with a max-pool after each of the first two.
 
     Parameters
     ----------
-    net_cfg : which convs are Bayesian, and whether there is dropout before each max-pool (`models.configs`).
+    net_cfg : which convs are Bayesian, and whether dropout precedes each max-pool (`models.configs`).
     channels : of the convs (option `hid_dim`).
     n_classes : number of logits.
     model : "fconv" or "fconv3x3".

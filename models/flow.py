@@ -10,7 +10,7 @@ from models.vae import Elbo
 class KernelFlow(nn.Module):
     """A masked autoregressive flow (Papamakarios et al. 2017) over the k*k weights of a kernel, by `zuko`.
 
-    The flow sees kernels that are standardized per weight by `centre` and `scale`.
+    Kernels are standardized per weight, by `centre` and `scale`, before the transforms.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class KernelFlow(nn.Module):
 
     @torch.no_grad()
     def standardize(self, w: Tensor) -> None:
-        """Take centre and scale from kernels (n, 1, k, k), n > 1."""
+        """Set `centre` and `scale` to the mean and deviation of kernels (n, 1, k, k), n > 1."""
         self.centre.copy_(w.flatten(1).mean(0))
         self.scale.copy_(w.flatten(1).std(0).clamp(min=1e-6))
 

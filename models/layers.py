@@ -7,9 +7,9 @@ its first three columns, the full convolution of x and w (3 pixels each, 5 out) 
 
     V^-1 [(E x) * (E w)],
 
-since both are evaluated at the points, multiplied there, and the product is interpolated. Rounding grows eightfold, to
-some 1e-6 in float32. For the valid convolution of 5x5 pixels, its transpose, the same saves nothing where direct
-convolutions run at twice the rate of products of matrices.
+which evaluates both at the points, multiplies the values, and interpolates the product. Rounding grows eightfold, to
+some 1e-6 in float32. The algorithm saves nothing for the transpose, a valid convolution of 5x5 pixels, where
+direct convolutions run at twice the rate of products of matrices.
 """
 
 import torch
@@ -33,7 +33,7 @@ EVALUATE, INTERPOLATE = toom_cook_matrices()
 
 
 def through_points(x: Tensor, weight: Tensor) -> Tensor:
-    """The full convolution of maps with 3x3 kernels: the product at the points is one of matrices over channels.
+    """The full convolution of 3x3 maps with 3x3 kernels by Toom-Cook, as products of channel matrices.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def through_points(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution. If its kernels are as large as the map, it is one product of matrices, twice as fast."""
+    """A convolution. If the kernels are as large as the map, one product of matrices computes it twice as fast."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] == self.kernel_size and self.padding == (0, 0):
@@ -99,7 +99,7 @@ class EluFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> Tensor:
         (out,) = ctx.saved_tensors
-        # alpha, scale and input scale 1; from the result, so without an exponential.
+        # alpha, scale and input scale are 1. The gradient uses the result, so it needs no exponential.
         return torch.ops.aten.elu_backward(gradient, 1, 1, 1, True, out)
 
 

@@ -1,4 +1,4 @@
-"""What the networks share: convs as `models.configs` describes them, then a classifier that a subclass adds."""
+"""The base class of the networks: convs as in `models.configs`, then a classifier from the subclass."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ class ConvNet(nn.Module):
     Without dropout the max-pool comes before the LeakyReLU; the result is the same. Pixels that no logit depends on are
     cut off first. Of fconv's 28 rows and columns these are 2, which saves 17% of the work of conv1 and 27% of conv2's.
 
-    A subclass sets `classifier`, which takes the `feature_size` flattened features to class logits.
+    A subclass sets `classifier`, which maps the `feature_size` flattened features to class logits.
 
     Parameters
     ----------
     model : a name in `models.configs.MODELS`.
-    net_cfg : its configuration: which convs are Bayesian, and with which posterior.
+    net_cfg : the model's configuration: which convs are Bayesian, and with which posterior.
     channels : of the convs, in order.
     do : dropout probability after each conv, or empty for no dropout.
     log_variance : initial log variance of the Bayesian layers.
@@ -60,7 +60,7 @@ class ConvNet(nn.Module):
             pooling = {f"mp{i}": nn.MaxPool2d(2)} if pool else {}
             if do:
                 layers.update(activation | {f"do{i}": nn.Dropout(do[i - 1])} | pooling)
-            else:  # LeakyReLU rises, so it gives the same after the max-pool, on a quarter of the values.
+            else:  # LeakyReLU commutes with the max-pool. After the pool it has a quarter of the values.
                 layers.update(pooling | activation)
         # CPUs and GPUs convolve and pool fastest in this layout. A state dict does not depend on the layout.
         self.features = nn.Sequential(layers).to(memory_format=torch.channels_last)
@@ -82,7 +82,7 @@ class ConvNet(nn.Module):
     def sample_logits(self, x: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Logits (samples, n, n_classes) of `samples` draws, distributed as those of single calls in the mode "stoch".
 
-        The noise comes from `generator`, or from torch's global one.
+        The noise comes from `generator`, or from torch's global generator.
         """
         classifier = self.classifier if isinstance(self.classifier, nn.Sequential) else [self.classifier]
         layers = [*self.features, nn.Flatten(), *classifier]

@@ -1,8 +1,8 @@
 """Priors over the kernels of a layer and their KL divergence from a factorized Gaussian posterior.
 
-A prior has one method to call, `kl(mean, log_variance)`: KL(q || p) in nats, summed over all weights of a layer, for
+A prior implements `kl(mean, log_variance)`: KL(q || p) in nats, summed over all weights of a layer, for
 q(w) = N(w | mean, exp(log_variance)). Both arguments have the shape of the layer's weights, (out, in, k, k) for a conv.
-`models.configs.PRIORS` says which options of a command each takes.
+`models.configs.PRIORS` lists the command-line options of each prior.
 """
 
 import copy
@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from models.flow import KernelFlow
 from models.vae import KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
 
-BLOCK = 1024  # kernels, enough for the weights of a pass to be worth fetching, few enough to stay in a cache
-SQUARE_FLOOR = 1e-16  # a weight of exactly 0 has a finite log
-SPREAD_FLOOR = 1e-8  # smallest variance of a direction that a Gaussian is fitted to, relative to the largest
+BLOCK = 1024  # kernels per block: enough to amortize loading the weights, few enough for a cache
+SQUARE_FLOOR = 1e-16  # keeps the log of a weight of 0 finite
+SPREAD_FLOOR = 1e-8  # smallest accepted variance of kernels in a direction, relative to the largest
 
 
 def gaussian_entropy(log_variance: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Prior:
     """Base class of the priors."""
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """KL(q || p), a scalar in nats; an estimate where the prior samples."""
+        """KL(q || p), a scalar in nats; an estimate for a `SampledPrior`."""
         raise NotImplementedError
 
     def reverse_model(self) -> nn.Module | None:
@@ -48,7 +48,7 @@ class NoPrior(Prior):
     """No KL term: the posterior follows the likelihood alone."""
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """Zero, whatever the posterior."""
+        """Zero for every posterior."""
         return mean.new_zeros(())
 
 
@@ -69,7 +69,7 @@ class NormalPrior(Prior):
 
 
 class LogUniformPrior(Prior):
-    """p(log |w|) = const, which is improper: the KL, of alpha = variance / mean^2, is known up to a constant.
+    """p(log |w|) = const, an improper prior. The KL depends on alpha = variance / mean^2, up to a constant.
 
     Parameters
     ----------
@@ -99,12 +99,12 @@ class LogUniformPrior(Prior):
 class GaussPrior(Prior):
     """A Gaussian with full covariance over the k*k weights of a kernel, fitted to kernels; closed-form KL.
 
-    It is the baseline for the deep weight prior, which also models more than second moments.
+    This prior is the baseline for the deep weight prior, which also models higher moments.
 
     Parameters
     ----------
     filters : kernels (n, 1, k, k); their mean and covariance (with n - 1) are the prior's. Raises ValueError where the
-        kernels do not spread in every direction.
+        covariance is singular.
     """
 
     def __init__(self, filters: Tensor):
@@ -130,7 +130,7 @@ class GaussPrior(Prior):
 
 
 class BlockSum(torch.autograd.Function):
-    """The sum of `function(*block)` over blocks of rows of `rows` tensors, with each block's gradients taken at once.
+    """The sum of `function(*block)` over blocks of rows of `rows` tensors, each with its gradients computed at once.
 
     The autograd graph of a block is freed with the block. So the memory beyond that of the gradients does not grow with
     the number of rows, and the values of a block stay in the cache. `function` may also depend on `parameters`, which
@@ -141,7 +141,7 @@ class BlockSum(torch.autograd.Function):
     def forward(ctx, function: Callable[..., Tensor], size: int, rows: int, *tensors: Tensor) -> Tensor:
         needed = ctx.needs_input_grad[3:]
         parameters = [p for p, need in zip(tensors[rows:], needed[rows:], strict=True) if need]
-        # Allocated before the blocks: pieces between the blocks' memory would leave it fragmented.
+        # Allocated before the blocks, so that the blocks' memory is not fragmented.
         row_gradients = [torch.empty_like(t) for t, need in zip(tensors, needed[:rows], strict=False) if need]
         sums = [torch.zeros_like(p) for p in parameters]
         total = tensors[0].new_zeros(())
@@ -171,13 +171,13 @@ class BlockSum(torch.autograd.Function):
 class SampledPrior(Prior):
     """A prior whose KL is estimated: KL = -H[q] - E_{w~q} log p(w), with the entropy exact and w reparameterized.
 
-    A subclass gives `cross_entropy`, or an upper bound of it.
+    A subclass implements `cross_entropy`, exactly or as an upper bound.
 
     Parameters
     ----------
     samples : number of w's per call (option `dwp_samples`).
-    kernels : how many kernels a call draws for each w, without replacement, for the expectation, whose estimate is
-        scaled up to all of them (option `kl_kernels`); 0 takes all.
+    kernels : number of kernels drawn without replacement for each w (option `kl_kernels`); 0 takes all. The
+        expectation over the drawn kernels is scaled up to all kernels.
     """
 
     def __init__(self, samples: int = 1, kernels: int = 0):
@@ -189,10 +189,10 @@ class SampledPrior(Prior):
         raise NotImplementedError
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """An unbiased estimate, a scalar in nats.
+        """An unbiased estimate of the KL, or of the bound that `cross_entropy` implies; a scalar in nats.
 
-        The order of the draws for each w: the kernels (where not all), then for each block of `BLOCK` kernels the noise
-        of w and what `cross_entropy` draws.
+        Each w draws random numbers in this order: the kernels (unless all are taken), then for each block of `BLOCK`
+        kernels the noise of w and the numbers that `cross_entropy` draws.
         """
         parts = [
             self._estimate(*(p.flatten(0, 1).unsqueeze(1) for p in (mean, log_variance))) for _ in range(self.samples)
@@ -281,7 +281,7 @@ class DeepWeightPrior(SampledPrior):
         self.decoder = vae.decoder
         self.train_reverse = reverse == "train"
         self.reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if self.train_reverse else vae.encoder
-        self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 of KL_aux
+        self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 for KL_aux
 
     def reverse_model(self) -> nn.Module | None:
         """r(z|w) if it is trained, else None."""

@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         h = self.features(w)
         mean, variance = self.fc_mu(h), getattr(self, self.variance_head)(h)
-        # The convolutions may have computed in a lower precision; sums and logs follow, so the heads return to w's.
+        # Autocast may lower the convolutions' precision; the sums and logs that follow need the precision of w.
         return mean.to(w.dtype), F.softplus(variance.to(w.dtype))
 
 
@@ -79,7 +79,7 @@ class KernelVAE(nn.Module):
     ----------
     z_dim : size of the latent code.
     hidden_dim : width h of the networks; layers have h or 2h channels.
-    var : "train" for a decoder that gives the variance of each weight, or that variance as a fixed positive number.
+    var : "train" for a decoder that predicts the variance of each weight, or one fixed positive variance.
     """
 
     kernel_dim: int

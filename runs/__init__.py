@@ -1,1 +1,1 @@
-"""A run of a command: its options, its directory, its loop, and what it writes. One file for each."""
+"""Runs of commands: options, run directory, training loop, log, checkpoints and errors, one module each."""

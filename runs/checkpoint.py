@@ -1,4 +1,4 @@
-"""Files of tensors: checkpoints and state dicts, read as data, with names, shapes and values checked."""
+"""Checkpoints and state dicts: loaded as data, without executing code, with names, shapes and values checked."""
 
 import io
 import os
@@ -17,15 +17,15 @@ from runs.files import atomic_write
 
 
 def save_tensors(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
-    """`torch.save` by `runs.files.atomic_write`. Raises UserError where the system refuses."""
-    buffer = io.BytesIO()  # so that only a plain write can fail while the file is open
+    """Write `state` with `torch.save`, atomically (`runs.files.atomic_write`). Raises UserError if the write fails."""
+    buffer = io.BytesIO()  # in memory first: only a plain write can fail while the file is open
     torch.save(state, buffer)
     with atomic_write(path, backup) as file:
         file.write(buffer.getbuffer())
 
 
 def check_archive(path: str | Path) -> None:
-    """Raise ValueError for a zip archive that unpacks to more bytes than the file has, as none of torch's does."""
+    """Raise ValueError for a zip archive that is larger unpacked than packed. torch does not compress its archives."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -35,7 +35,7 @@ def check_archive(path: str | Path) -> None:
 
 
 def named_leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested dicts, lists and tuples, each with the path of keys to it, such as "states.model.weight"."""
+    """Yield the values in nested dicts, lists and tuples, each with its path of keys, e.g. "states.model.weight"."""
     items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else None
     if items is None:
         yield name, state
@@ -45,12 +45,12 @@ def named_leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Load a dict of dense tensors that torch saved, as data, on the CPU. Raises UserError, which names the path."""
+    """Load a dict of dense tensors onto the CPU, without executing code. Raises UserError, which names the path."""
     try:
         check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in named_leaves(state):
-            # A tensor may claim more elements than the file holds numbers; they would be written out in full later.
+            # A tensor may have more elements than stored numbers; a later save would write every element.
             if isinstance(value, Tensor) and (
                 value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes()
             ):
@@ -59,7 +59,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, expected a state dict") from None
-    except Exception:  # a damaged file fails in torch's reader in many ways, and none of them matters here
+    except Exception:  # torch's reader raises many kinds of errors for a damaged file
         raise UserError(f"{path} cannot be loaded as data, expected a state dict saved by torch") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict")
@@ -67,7 +67,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Load a network's state dict, its tensors finite. Raises UserError, which starts with the path."""
+    """Load a network's state dict of finite tensors. Raises UserError, which starts with the path."""
     state = load_file(path)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -78,7 +78,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> None:
-    """`module.load_state_dict(state)`, names and shapes checked. Raises UserError, which starts with `label`."""
+    """Load `state` into `module` after a check of names and shapes. Raises UserError, which starts with `label`."""
     own = module.state_dict()
     odd = sorted(own.keys() ^ state.keys())
     if odd:
@@ -91,9 +91,9 @@ def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> Non
 
 
 def load_pretrained(net: nn.Module, path: str) -> None:
-    """Fill a whole network from a state dict file (option `pretrained`), a conv's weights into a Bayesian one's means.
+    """Load a state dict file into a network (option `pretrained`). Deterministic weights become posterior means.
 
-    Log variances that the file lacks stay as they are. Raises UserError.
+    Log variances that the file lacks keep their values. Raises UserError.
     """
     with user_error("--pretrained"):
         state = load_state(path)
@@ -108,7 +108,7 @@ def load_pretrained(net: nn.Module, path: str) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], label: str) -> None:
-    """`optimizer.load_state_dict(state)`, moments checked. Raises UserError, which starts with `label`."""
+    """Load `state` into `optimizer` and check its moments. Raises UserError, which starts with `label`."""
     try:
         optimizer.load_state_dict(state)
         for parameter, moments in optimizer.state.items():
@@ -124,9 +124,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], labe
 def load_run(
     folder: str, net: nn.Module, optimizer: torch.optim.Optimizer, reverse: nn.ModuleDict | None = None
 ) -> None:
-    """Load model, trained reverse models and optimizer of a run directory (option `resume`).
+    """Load model, trained reverse models and optimizer from a run directory (option `resume`).
 
-    Raises UserError where the run is of another network.
+    Raises UserError where the run trained a different network.
     """
     modules = {"model.torch": net, **({"reverse.torch": reverse} if reverse else {})}
     with user_error("--resume"):
@@ -159,8 +159,8 @@ def restore(
 ) -> tuple[int, int, int, Tensor | None]:
     """Set the tracked objects and every random state to those of a checkpoint.
 
-    Returns epochs, steps and log rows at the checkpoint, and the order of the training images that are left of the
-    epoch. Raises UserError, which starts with `label`, where it is not a checkpoint of these objects.
+    Returns the numbers of epochs, steps and log rows, and the indices of the epoch's unused training images, in order.
+    Raises UserError, which starts with `label`, where `state` is not a checkpoint of these objects.
     """
     try:
         epoch, step, rows, order = (state[key] for key in ("epoch", "step", "rows", "order"))
@@ -190,6 +190,6 @@ def restore(
             torch.cuda.set_rng_state_all(states["cuda"])
         if device.type == "mps":
             torch.mps.set_rng_state(states["mps"])
-    except Exception as error:  # what is missing or of another kind fails in many ways
+    except Exception as error:  # missing entries and wrong types raise many kinds of errors
         raise UserError(f"{label}: not a checkpoint of this run ({error})") from None
     return epoch, step, rows, order

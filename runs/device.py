@@ -1,4 +1,4 @@
-"""The device that computes, its precision, its memory, and the random numbers."""
+"""Choice of device and precision, CPU memory, compilation, and random seeds."""
 
 import ctypes
 import random
@@ -14,10 +14,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def keep_freed_memory(trim: int = 2**31 - 1, mmap: int = 2**30) -> None:
-    """Let this process keep up to `trim` bytes that it frees, in pieces of up to `mmap`, where its C library is glibc.
+    """Let this process reuse up to `trim` freed bytes, in blocks of at most `mmap` bytes, if its C library is glibc.
 
-    Memory that is returned to the system and requested again comes as new pages. To zero them takes as long as the
-    arithmetic of a layer.
+    Freed memory otherwise returns to the system. The system zeroes each page that it hands out again, which takes as
+    long as the arithmetic of a layer.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -48,9 +48,9 @@ def seed_all(seed: int) -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 natively; a CPU without it emulates it, more slowly than float32."""
+    """Whether the device computes in bfloat16 natively; other CPUs emulate bfloat16, more slowly than float32."""
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
         return any(available for name, available in capabilities.items() if "bf16" in name)
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.backends.mps.is_available()
 
@@ -58,7 +58,7 @@ def has_bfloat16(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context of a forward pass in `precision`: "fp32", "bf16", or "auto" for bf16 where it is native.
 
-    Raises UserError for "bf16" on a device that does not compute in it.
+    Raises UserError for "bf16" on a device without native bfloat16.
     """
     if precision == "bf16" and not has_bfloat16(device):
         raise UserError(
@@ -69,10 +69,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:
-    """`function` by `torch.compile`. Raises UserError where compilation fails on `device`."""
+    """`function`, compiled by `torch.compile`. Raises UserError where compilation fails on `device`."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
-    except Exception as error:  # no compiler, or one that fails: torch raises different things
+    except Exception as error:  # a missing or failing compiler raises many kinds of errors
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--compile: found 1, expected 0: torch.compile does not work here ({reason})") from None
     return torch.compile(function)

@@ -1,4 +1,4 @@
-"""Where runs and data sets are: the folders that the environment names, and the directory of each run."""
+"""Locations of runs and data sets: folders set by environment variables, and one directory per run."""
 
 import contextlib
 import datetime
@@ -18,7 +18,7 @@ from runs.options import NOT_STORED, RUN_KEYS
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parent.parent  # of the project
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 
 
 def data_root() -> Path:
@@ -52,7 +52,7 @@ def is_locked(path: Path) -> bool:
 
 
 def environment(script: str, device: "torch.device") -> dict[str, Any]:
-    """What the numbers of a run depend on beside its arguments: the code, torch, threads and device."""
+    """The software and hardware of a run: script, git commit, torch version, number of threads and device."""
     import torch
 
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -70,9 +70,9 @@ def environment(script: str, device: "torch.device") -> dict[str, Any]:
 
 
 def make_run_directory(script: str, arguments: dict[str, Any], device: "torch.device", tmp: bool) -> Path:
-    """Make `runs/<number>-<time>/` (`tmp/...` with `tmp`) with its params.yaml and its link in index/.
+    """Create `runs/<number>-<time>/` (`tmp/...` with `tmp`) with a params.yaml, linked in index/.
 
-    Numbers are taken under a file lock, so launches at the same moment get different numbers. Raises UserError.
+    A file lock gives simultaneous launches different numbers. Raises UserError if the folder cannot be written.
     """
     base = script_folder(script)
     root: Path | None = None

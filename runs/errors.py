@@ -1,4 +1,4 @@
-"""How a command ends where it cannot do what was asked: one line on stderr and an exit code, no traceback."""
+"""Errors that end a command with one line on stderr and an exit code, without a traceback."""
 
 import functools
 import importlib.util
@@ -12,12 +12,12 @@ from pathlib import Path
 class UserError(ValueError):
     """A mistake that the user can correct: one line that names the option or file, the value found, and what is valid.
 
-    Code that is used outside of a command catches it as the ValueError that it is.
+    Other programs can catch a `UserError` as a ValueError.
     """
 
 
 class Stopped(Exception):
-    """A run that a signal stopped, after its checkpoint was written."""
+    """Raised in a run that a signal stops."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 @contextmanager
 def user_error(label: str) -> Iterator[None]:
-    """Turn a ValueError of the body into a `UserError` whose line starts with `label`, such as an option's name."""
+    """Convert a ValueError of the body into a `UserError` that starts with `label`, e.g. an option's name."""
     try:
         yield
     except ValueError as error:
@@ -37,13 +37,11 @@ def require_packages(label: str, *names: str) -> None:
     """Check that optional packages are installed. Raises UserError, which starts with `label`."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(
-                f"{label}: the package {name} is not installed, expected it: pip install -r requirements-sweep.txt"
-            )
+            raise UserError(f"{label}: the package {name} is not installed; run: pip install -r requirements-sweep.txt")
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Decorate a command's `main(argv)`: a foreseen error ends the process with one line on stderr.
+    """Decorate a command's `main(argv)`: a `UserError` or a signal ends the process with one line on stderr.
 
     The exit code is 2 for a `UserError`, and 128 + the signal's number after a signal: 130 for SIGINT, 143 for SIGTERM.
     """

@@ -1,10 +1,10 @@
-"""Files that are read as data, never executed, and written completely or not at all. Does not import torch."""
+"""YAML files, read without executing code, and atomic writes. This module does not import torch."""
 
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ MAX_YAML = 1_000_000  # bytes
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping from a YAML file. Its values are scalars, lists of scalars, or mappings to scalars.
 
-    Raises UserError, which starts with the path, where the file cannot be read or holds something else.
+    Raises UserError, which starts with the path, where the file cannot be read or holds anything else.
     """
     try:
         with open(path, "rb") as file:
@@ -28,7 +28,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(text.decode())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected a YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that does not exist
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: undecodable text, or an impossible date
         raise UserError(f"{path}: not a plain YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: found a {type(content).__name__}, expected a mapping of names to values")
@@ -41,17 +41,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def write_yaml(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a mapping as YAML, atomically and in its own order. Raises UserError as `atomic_write`."""
+    """Write a mapping as YAML, atomically, with its order of keys. Raises UserError as `atomic_write`."""
     with atomic_write(path) as file:
         file.write(yaml.safe_dump(content, sort_keys=False, width=10**6).encode())
 
 
 @contextmanager
 def atomic_write(path: str | Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a binary file that replaces `path` when the body succeeds; otherwise `path` stays as it was.
+    """Open a temporary binary file, which replaces `path` if the body succeeds; otherwise `path` is unchanged.
 
-    With `backup`, the file that is replaced is renamed to it first. Missing folders are created. Raises UserError where
-    the system refuses: a folder without write permission, a full disk.
+    The old file is first renamed to `backup`, if given. Missing folders are created. Raises UserError if writing fails,
+    e.g. for lack of permission or disk space.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -65,7 +65,8 @@ def atomic_write(path: str | Path, backup: Path | None = None) -> Iterator[IO[by
             os.replace(path, backup)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be missing
+            temporary.unlink()
         if isinstance(error, OSError):
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
         raise

@@ -22,7 +22,7 @@ Row = dict[str, float]
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read the rows of a CSV log. A last line without its end is ignored: its row is being written, or was cut off.
+    """Read the rows of a CSV log. A last line without a newline is incomplete and ignored.
 
     Raises UserError, which starts with the path.
     """
@@ -80,7 +80,7 @@ class Log:
                 file.write(content.encode())
 
     def append(self, row: Row) -> None:
-        """Add a row to the files, and print it above the progress bars. Raises UserError where a file refuses."""
+        """Add a row to the files, and print it above the progress bars. Raises UserError if a write fails."""
         from tqdm import tqdm
 
         first = not self.rows
@@ -104,9 +104,9 @@ class Log:
                     os.fsync(file.fileno())
 
     def start_tensorboard(self) -> None:
-        """Write the rows to an event file for TensorBoard too. An event file of this run from before is replaced.
+        """Also write all rows to an event file for TensorBoard, which replaces the run's earlier event files.
 
-        It may have rows after the checkpoint from which the run continues.
+        Event files of a continued run may have rows from after its checkpoint.
         """
         from torch.utils.tensorboard import SummaryWriter
 

@@ -22,22 +22,22 @@ from runs.log import Log, Row
 from runs.signals import stop_signals
 
 CHECK_EVERY = 100  # steps between two checks that the loss is finite, each of which waits for the device
-CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the last, and the one before it
+CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the latest checkpoint and its predecessor
 STATE_EVERY = 1.0  # seconds between two updates of state.yaml
 
 
 class Run:
     """A run directory with its arguments, log and checkpoints, and the loop that fills it.
 
-    A script names with `track` what its training changes. It loops over `epochs` and `batches`, which write the
-    checkpoints, stop after a signal, and start where the checkpoint of a continued run ends. A lock on the directory,
-    which ends with the process, keeps a second process out.
+    A script registers the objects that it trains with `track`. It loops over `epochs` and `batches`, which write the
+    checkpoints, stop after a signal, and skip the finished part of a continued run. A lock excludes other processes
+    from the directory; the lock ends with the process.
 
     Parameters
     ----------
     script : name of the script.
-    args : all its arguments. `continue_run` names the directory of a run to continue; else a new one is made.
-    device : of the training.
+    args : all arguments of the script. A run is continued in the directory `continue_run`, or else newly created.
+    device : the device that trains.
     """
 
     def __init__(self, script: str, args: Namespace, device: torch.device):
@@ -46,10 +46,10 @@ class Run:
         self.device = device
         self.epoch = 0  # epochs done
         self.step = 0  # steps done, the current one included
-        self.order: Tensor | None = None  # of the training set in this epoch, from the next batch on
+        self.order: Tensor | None = None  # indices of the epoch's unused training items
         self.tracked: dict[str, Any] = {}
-        self._received: list[int] = []  # stop signals
-        self._unchecked: dict[str, Tensor] = {}  # per term of the loss 0, or NaN where it was not finite
+        self._received: list[int] = []  # numbers of stop signals
+        self._unchecked: dict[str, Tensor] = {}  # per term of the loss: 0, or NaN after a non-finite value
         self._logged = False
         if args.continue_run:
             self.root = Path(args.continue_run)
@@ -72,7 +72,7 @@ class Run:
     # --- the loop ---
 
     def track(self, **tracked: Any) -> None:
-        """Name the modules, optimizers and tensors of a checkpoint; in a continued run, restore them from it.
+        """Register the modules, optimizers and tensors of a checkpoint; a continued run restores their states.
 
         Raises UserError where neither the last checkpoint nor the one before it is a checkpoint of this run.
         """
@@ -97,7 +97,7 @@ class Run:
             self.log_files.restart(rows)
 
     def epochs(self, total: int) -> Iterator[int]:
-        """The epochs 1..total that are not done. Writes a checkpoint after each epoch that `checkpoint_freq` names."""
+        """Yield the remaining epochs of 1..total. Writes checkpoints (`checkpoint_freq`), and ends on a stop signal."""
         tqdm.write(f"run directory: {self.root}", file=sys.stdout)
         sys.stdout.flush()
         self._total = total
@@ -126,7 +126,7 @@ class Run:
         self._lock.release()
 
     def batches(self, n: int, size: int) -> Iterator[Tensor]:
-        """Indices of the batches of this epoch that are not done, of n items in a random order drawn at its start."""
+        """Yield the remaining batches of this epoch, each the indices (size,) of some of n items, in random order."""
         if self.order is None:
             self.order = torch.randperm(n, device=self.device)
         batches = self.order.split(size) if len(self.order) else ()
@@ -143,10 +143,10 @@ class Run:
         return t == 1 or t % self.args.eval_freq == 0 or t == last
 
     def require_finite(self, terms: Mapping[str, Tensor]) -> None:
-        """Let the run end with a `UserError` if one of these scalars, terms of the loss by name, is not finite.
+        """End the run with a `UserError` if a term of the loss is not finite; `terms` maps names to scalars.
 
-        The values are not read here, because a step would wait for the device. They are checked every `CHECK_EVERY`
-        steps and before anything is written.
+        The check is delayed, because reading a value makes the step wait for the device. The values are checked every
+        `CHECK_EVERY` steps and before each log row and checkpoint.
         """
         for name, term in terms.items():
             self._unchecked[name] = self._unchecked.get(name, 0) + 0 * term.detach()  # NaN, once not finite
@@ -160,9 +160,8 @@ class Run:
     def _end_not_finite(self, names: list[str]) -> NoReturn:
         last = self.root / CHECKPOINTS[0]
         where = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint has been written yet"
-        raise UserError(
-            f"step {self.step} (epoch {self.epoch + 1}): not finite: {', '.join(names)}; expected numbers; {where}"
-        )
+        epoch = self.epoch + (self.order is not None)  # the current epoch, or between epochs the last one
+        raise UserError(f"step {self.step} (epoch {epoch}): not finite: {', '.join(names)}; expected numbers; {where}")
 
     def _stop_if_asked(self) -> None:
         if not self._received:
@@ -188,7 +187,7 @@ class Run:
         self._logged = True
 
     def _write_state(self, state: str) -> None:
-        """Write what other processes can see of the run: running, stopped or finished, and its epoch."""
+        """Write the epoch and the state (running, stopped or finished) to state.yaml, for other processes."""
         write_yaml(self.root / "state.yaml", {"state": state, "epoch": self.epoch, "epochs": self._total})
 
     def save_weights(self) -> None:
@@ -199,10 +198,10 @@ class Run:
                 save_tensors(self.root / f"{name}.torch", state)
 
     def checkpoint(self) -> None:
-        """Write everything that the rest of the run depends on; the previous checkpoint is kept as a backup.
+        """Write the complete state of the training to a checkpoint; the previous checkpoint is kept as a backup.
 
-        The learning rate is a function of the epoch, so it needs no state. Raises UserError where the loss or a
-        parameter is not finite, and where the disk is full; the previous checkpoint is unchanged then.
+        The learning rate is a function of the epoch and is not stored. Raises UserError where the loss or a parameter
+        is not finite, or the write fails; the previous checkpoint is then unchanged.
         """
         self._check_terms()
         state = training_state(self.tracked)
@@ -217,7 +216,7 @@ class Run:
 
 
 class Stopwatch:
-    """Seconds since it was made or last read."""
+    """A stopwatch with laps, in seconds."""
 
     def __init__(self):
         self.start = time.perf_counter()

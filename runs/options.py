@@ -1,6 +1,6 @@
 """The options of the commands: the parser, the types of values, and the groups that scripts share.
 
-Does not import torch, so that `--help` and a mistake are answered at once.
+This module does not import torch, so `--help` and errors in arguments appear at once.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from runs.errors import UserError, require_packages, user_error
 from runs.files import read_yaml
 
 HID_DIM = [32, 64]  # the default
-RUN_KEYS = ("root", "time", "id", "environment")  # of a run, beside its arguments, in params.yaml
-# Arguments that params.yaml does not have; `priors` follows from the others.
+RUN_KEYS = ("root", "time", "id", "environment")  # keys of params.yaml that are not arguments
+# Arguments that params.yaml omits; `priors` is derived from the others.
 NOT_STORED = ("config", "continue_run", "priors")
 # Options on which no result depends: two runs that differ in these alone are the same run.
 NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _argv_from_file(self, path: str | Path) -> list[str]:
-        """The options in a YAML file as words of a command line; names of no option are reported and ignored."""
+        """The options in a YAML file as words of a command line; unknown options are reported and ignored."""
         known = {
             action.dest: action for action in self._actions if action.dest not in ("help", "config", "continue_run")
         }
@@ -117,7 +117,7 @@ def number_type(kind: type, low: float, high: float | None = None, open_low: boo
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"found {text!r}, {expected}") from None
-        # Written so that a NaN fails too.
+        # NaN fails every comparison, so this form also refuses NaN.
         if not ((value > low if open_low else value >= low) and value <= high and abs(value) != float("inf")):
             raise argparse.ArgumentTypeError(f"found {text!r}, {expected}")
         return value
@@ -136,9 +136,9 @@ def variance_type(text: str) -> float | str:
 
 
 def path_type(text: str) -> str:
-    """An argparse type: a path, made absolute, so that it names the same file from every folder; "" stays "".
+    """An argparse type: a path, converted to an absolute path; "" stays "".
 
-    A run stores its arguments and a sweep compares them, both as absolute paths.
+    Runs store and sweeps compare absolute paths, which do not depend on the current folder.
     """
     return os.path.abspath(text) if text else ""
 
@@ -184,7 +184,7 @@ def add_run_options(parser: Parser) -> None:
         type=tensorboard_type,
         choices=(0, 1),
         default=0,
-        help="1: write the log for TensorBoard too, in the run directory",
+        help="1: also write the log for TensorBoard, in the run directory",
     )
 
 
@@ -197,11 +197,9 @@ def add_compile_option(group: argparse._ArgumentGroup) -> None:
 def add_network_options(parser: Parser, net_cfg: str) -> None:
     """Add the options that the training of a deterministic and of a Bayesian network share."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", choices=tuple(DATA_SETS), default="mnist", help="data set, looked for in $DATA_ROOT")
-    data.add_argument(
-        "--num_examples", type=WHOLE, help="train on this many images, stratified by class, instead of all"
-    )
-    data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that choice")
+    data.add_argument("--data", choices=tuple(DATA_SETS), default="mnist", help="data set, read from $DATA_ROOT")
+    data.add_argument("--num_examples", type=WHOLE, help="train on a subset of this many images, stratified by class")
+    data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that subset")
     data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=WHOLE, default=500, help="images per test batch; at most 100 on a CPU")
     data.add_argument(
@@ -212,27 +210,27 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     training.add_argument("--epochs", type=WHOLE, default=100, help="passes over the training images")
     training.add_argument("--lr", type=POSITIVE, default=1e-3, help="Adam's initial learning rate")
     training.add_argument(
-        "--decrease_from", type=number_type(int, 0), default=0, help="epoch after which the rate falls linearly to 0"
+        "--decrease_from", type=number_type(int, 0), default=0, help="epoch after which lr falls linearly to 0"
     )
     training.add_argument(
         "--milestones",
         type=WHOLE,
         nargs="*",
         default=[],
-        help="epochs at which the rate is multiplied by gamma instead",
+        help="epochs after which lr is multiplied by gamma; decrease_from is then ignored",
     )
-    training.add_argument("--gamma", type=POSITIVE, default=0.5, help="factor of the rate at each milestone")
+    training.add_argument("--gamma", type=POSITIVE, default=0.5, help="factor of lr at each milestone")
     training.add_argument(
         "--resume", type=path_type, metavar="RUN_DIR", default="", help="start from a run's model and optimizer"
     )
 
     model = parser.add_argument_group("network")
     model.add_argument("--model", choices=tuple(MODELS), default="fconv", help="architecture")
-    model.add_argument("--net_cfg", default=net_cfg, help="its configuration (models/README.md)")
+    model.add_argument("--net_cfg", default=net_cfg, help="configuration of the model (see models/README.md)")
     model.add_argument(
         "--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
     )
-    model.add_argument("--model_size", type=POSITIVE, default=1.0, help="factor of the channels of the other models")
+    model.add_argument("--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet and cifarnetnew")
     model.add_argument("--n_classes", type=number_type(int, 2), default=10, help="outputs of the classifier")
 
     init = parser.add_argument_group("initialization, by conv layer in order")
@@ -241,7 +239,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         choices=tuple(INITS),
         nargs="*",
         default=[],
-        help="initialization of each conv; 'pretrained' stands alone",
+        help="initialization of each conv; 'pretrained' is for the whole network",
     )
     for kind, entry in SOURCES.items():
         users = [f"init '{name}'" for name, row in INITS.items() if kind in row.needs]
@@ -302,7 +300,7 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
 def learning_rate(
     epoch: int, epochs: int, lr: float, decrease_from: int = 0, milestones: Sequence[int] = (), gamma: float = 0.5
 ) -> float:
-    """Adam's rate in epoch 1..epochs: steps at `milestones` where given, else linear after `decrease_from`."""
+    """Adam's learning rate in epoch 1..epochs: steps at `milestones` if given, else linear after `decrease_from`."""
     if milestones:
         return lr * gamma ** sum(epoch > milestone for milestone in milestones)
     return lr * min(1.0, (epochs - epoch + 1) / (epochs - decrease_from))

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop soon, with nothing lost."""
+"""SIGINT and SIGTERM as requests to stop after a checkpoint."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the first stop signal in a list, which the body looks at; a second one raises `Stopped` at once.
+    """Yield a list that receives the number of a stop signal, for polling. A second signal raises `Stopped` at once.
 
     Only the main thread of a process can handle signals; in another thread the list stays empty.
     """
