@@ -22,7 +22,7 @@ test: lint  ## the whole suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 soak: $(VENV)/installed  ## 30 kills of each script; the last result is in tests/README.md
-	DWP_KILLS=30 $(PY) -m pytest -q tests/test_runs.py -k killed --durations=3
+	DWP_KILLS=30 $(PY) -m pytest -q tests/risks/test_kills.py -k killed --durations=3
 
 lint: $(VENV)/installed  ## style, and the direction of imports
 	$(VENV)/bin/ruff check .

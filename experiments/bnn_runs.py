@@ -1,61 +1,66 @@
-"""What whole runs of train-bnn.py on 50 MNIST images take and reach: runs in processes of their own."""
+"""Runs of train-bnn.py on 50 MNIST images, each in a process of its own."""
 
-import csv
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runs import ROOT, UserError
+from runs.directory import ROOT
+from runs.errors import UserError
+from runs.log import Row, read_rows
 
-ENS = 10
-ENSEMBLE = f"ens[{ENS}]_test_acc"  # the log's column
+SCRIPT = "train-bnn.py"
+SAMPLES = 10  # in the ensemble
+ENSEMBLE = f"ens[{SAMPLES}]_test_acc"  # the column of the log with the ensemble's accuracy
+POLL_SECONDS = 0.05  # between two looks at a log
 
 
-def command_line(
+def bnn_arguments(
     vae_list: Sequence[str], split: int, kl_kernels: int, epochs: int, eval_freq: int, prior: str = "vae"
 ) -> list[str]:
-    """The README's Bayesian network on few images, for a CPU: kernels start from the VAEs, `prior` is the convs'."""
-    argv = [sys.executable, str(ROOT / "train-bnn.py"), "--data", "mnist", "--num_examples", "50"]
-    argv += ["--data_split_seed", str(split), "--net_cfg", "bayes", "--hid_dim", "32", "128", "--ens", str(ENS)]
-    argv += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", prior, prior]
-    return [*argv, "--kl_kernels", str(kl_kernels), "--epochs", str(epochs), "--eval_freq", str(eval_freq), "--tmp"]
+    """The arguments of the README's Bayesian network, made fast for a CPU: 50 images, and a KL of `kl_kernels` kernels.
 
-
-def is_row(line: str) -> bool:
-    """Whether a line of a run's output is a row of its table."""
-    return line.strip()[:1].isdigit()
-
-
-def train(
-    argv: list[str], threads: int, target: float = 1.0, show: Callable[[str], object] = str
-) -> tuple[list[dict[str, float]], float]:
-    """The log of that run, and the seconds from the process's start to the first row at the target, or to the end.
-
-    The target is an accuracy of the ensemble; at the target the process is stopped. `show` is called with each line of
-    the run's table. Raises UserError where it fails.
+    The initial kernels come from the VAEs of 7x7 and 5x5 kernels in `vae_list`. Both convs have the prior `prior`.
     """
-    start = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    rows: list[dict[str, float]] = []
-    root = None
-    for line in process.stdout:
-        if line.startswith("run directory: "):
-            root = Path(line.removeprefix("run directory: ").strip())
-            continue
-        show(line.rstrip())
-        if is_row(line):  # the log is on the disk before its row is printed
-            with open(root / "train-bnn.py-logs.csv") as file:
-                rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-            if rows[-1][ENSEMBLE] >= target:
-                seconds = time.perf_counter() - start
-                process.kill()
-                process.communicate()
-                return rows, seconds
-    error = process.communicate()[1]
-    if process.returncode:
-        raise UserError(f"train-bnn.py ended with exit code {process.returncode}: {error.strip()}")
-    return rows, time.perf_counter() - start
+    arguments = ["--data", "mnist", "--num_examples", "50", "--data_split_seed", str(split)]
+    arguments += ["--net_cfg", "bayes", "--hid_dim", "32", "128", "--ens", str(SAMPLES)]
+    arguments += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", prior, prior]
+    return [*arguments, "--kl_kernels", str(kl_kernels), "--epochs", str(epochs), "--eval_freq", str(eval_freq)]
+
+
+def train_bnn(arguments: Sequence[str], threads: int) -> Iterator[Row]:
+    """Run train-bnn.py with these arguments, and yield each row of its log when the row is written.
+
+    The process starts with the first row that is requested. Closing the iterator kills it. The run directory is
+    temporary. Raises UserError with the last line on stderr if the run fails.
+
+    Parameters
+    ----------
+    arguments : of the script, such as `bnn_arguments`.
+    threads : number of threads that compute.
+    """
+    command = [sys.executable, str(ROOT / SCRIPT), *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DWP_PATH": folder}
+        errors = Path(folder, "stderr")
+        with open(errors, "wb") as stderr:
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            count, running = 0, True
+            while running:
+                running = process.poll() is None  # before the log is read, so that the last row is not missed
+                for log in Path(folder).glob(f"exman-{SCRIPT}/runs/*/{SCRIPT}-logs.csv"):
+                    new_rows = read_rows(log)[count:]
+                    count += len(new_rows)
+                    yield from new_rows
+                if running:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            last_line = (errors.read_text(errors="replace").strip() or "nothing on stderr").splitlines()[-1]
+            raise UserError(f"{SCRIPT}: exit code {process.returncode}: {last_line}")

@@ -2,8 +2,8 @@
 
     python -m experiments.demo [--epochs 1000] [--split 0] [--out logs/demo]
 
-Two runs of train-bnn.py with the same initialization (kernels from the VAEs), classifier, split and epochs, which
-differ in the prior of the convs alone, side by side with half the processors each.
+Two runs of train-bnn.py, side by side with half of the processors each. They have the same initialization (kernels from
+the VAEs), classifier, images and epochs. Only the prior of the convs differs.
 """
 
 import os
@@ -13,58 +13,71 @@ from pathlib import Path
 import tabulate
 from tqdm import tqdm
 
-from experiments.bnn_runs import ENSEMBLE, command_line, is_row, train
-from experiments.scales import FEW_IMAGES
-from runs import ROOT, Parser, command, number
+from experiments.bnn_runs import ENSEMBLE, bnn_arguments, train_bnn
+from runs.directory import ROOT
+from runs.errors import one_line_errors
+from runs.log import Row, table_text
+from runs.options import WHOLE, Parser, number_type
+from sweeps.scales import FEW_IMAGES
 
 VAES = [str(ROOT / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5)]
 PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
-EVALUATIONS = 2
+EVALUATIONS = 2  # of each run, beside that of the first epoch
+ACCURACIES = {"ensemble": ENSEMBLE, "one sample": "samp_test_acc", "mean network": "det_test_acc"}  # columns of the log
 
 
-@command
+def train_and_print(prior: str, arguments: list[str], threads: int, bar: tqdm) -> list[Row]:
+    """Train a network under a prior, print each row of its log, advance the bar by it, and return all rows."""
+    rows = []
+    for row in train_bnn(arguments, threads):
+        lines = table_text(row, header=not rows).split("\n")
+        tqdm.write("\n".join(f"{prior:3} | {line}" for line in lines))
+        bar.update()
+        rows.append(row)
+    return rows
+
+
+@one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--epochs", type=number(int, 1), default=1000, help="epochs of both runs")
-    parser.add_argument("--split", type=number(int, 0, 2**32 - 1), default=0, help="data_split_seed")
-    parser.add_argument("--kl_kernels", type=number(int, 0), default=256, help="kernels per layer and step")
+    parser.add_argument("--epochs", type=WHOLE, default=1000, help="epochs of both runs")
+    parser.add_argument("--split", type=number_type(int, 0, 2**32 - 1), default=0, help="data_split_seed of both runs")
+    parser.add_argument(
+        "--kl_kernels", type=number_type(int, 0), default=256, help="kernels per layer drawn each step for the KL"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "logs" / "demo", help="folder for the picture")
     args = parser.parse_args(argv)
 
     eval_freq = max(1, args.epochs // EVALUATIONS)
     threads = max(1, (os.cpu_count() or 2) // len(PRIORS))
-    rows_each = len({1, args.epochs} | set(range(eval_freq, args.epochs + 1, eval_freq)))
-    with tqdm(total=rows_each * len(PRIORS), desc="evaluations", disable=None) as bar, ThreadPoolExecutor() as pool:
+    evaluated = {1, args.epochs, *range(eval_freq, args.epochs + 1, eval_freq)}  # epochs
+    with (
+        tqdm(total=len(evaluated) * len(PRIORS), desc="evaluations", disable=None) as bar,
+        ThreadPoolExecutor(len(PRIORS)) as pool,
+    ):
+        trainings = {}
+        for label, prior in PRIORS.items():
+            arguments = bnn_arguments(VAES, args.split, args.kl_kernels, args.epochs, eval_freq, prior)
+            arguments += FEW_IMAGES.split()
+            trainings[label] = pool.submit(train_and_print, prior, arguments, threads, bar)
+        logs = {label: training.result() for label, training in trainings.items()}
 
-        def run(prior: str) -> list[dict[str, float]]:
-            """The log of a run under that prior, whose table is shown as it grows."""
-
-            def show(line: str) -> None:
-                tqdm.write(f"{prior:3} | {line}")
-                bar.update(is_row(line))
-
-            line = command_line(VAES, args.split, args.kl_kernels, args.epochs, eval_freq, prior)
-            return train([*line, *FEW_IMAGES.split()], threads, show=show)[0]
-
-        logs = dict(zip(PRIORS, pool.map(run, PRIORS.values()), strict=True))
-
-    columns = {"ensemble": ENSEMBLE, "one sample": "samp_test_acc", "mean network": "det_test_acc"}
-    table = [[prior, *(rows[-1][c] for c in columns.values()), rows[-1]["test_nll"]] for prior, rows in logs.items()]
-    headers = ["prior", *(f"accuracy, {name}" for name in columns), "NLL (nats)"]
+    table = [[label, *(rows[-1][c] for c in (*ACCURACIES.values(), "test_nll"))] for label, rows in logs.items()]
+    headers = ["prior", *(f"accuracy, {name}" for name in ACCURACIES), "NLL (nats)"]
     print(f"\nMNIST, 50 images (split {args.split}), {args.epochs} epochs, 10,000 test images")
     print(tabulate.tabulate(table, headers, floatfmt=".4f"))
 
-    from experiments.plots import Curve, plot_panels, save
+    from sweeps.plots import Curve, plot_panels, save
 
     panels = {
-        label: [Curve(prior, [row["t"] for row in rows], [row[column] for row in rows]) for prior, rows in logs.items()]
-        for label, column in (
-            ("test accuracy of the ensemble", columns["ensemble"]),
-            ("its NLL, nats per image", "test_nll"),
-        )
+        ylabel: [
+            Curve(label, [row["t"] for row in rows], [row[column] for row in rows]) for label, rows in logs.items()
+        ]
+        for ylabel, column in (("test accuracy of the ensemble", ENSEMBLE), ("its NLL, nats per image", "test_nll"))
     }
-    save(plot_panels(panels, "epoch", "MNIST from 50 images"), args.out / "learning-curves.png")
-    print(f"learning curves: {args.out / 'learning-curves.png'}")
+    picture = args.out / "learning-curves.png"
+    save(plot_panels(panels, "epoch", "MNIST from 50 images"), picture)
+    print(f"learning curves: {picture}")
 
 
 if __name__ == "__main__":

@@ -1,48 +1,46 @@
-"""Test ELBOs of VAEs on kernel sets: which model explains which kernels.
+"""Test ELBOs of VAEs on sets of kernels: which VAE explains which kernels.
 
     python -m experiments.elbo_table --vaes data/fconv/vae5x5 other/vae5x5 --data data/fconv/conv5x5 other/conv5x5
 
-One row per VAE, one column per set: the mean ELBO of its test.npy in nats per kernel, over all kernels and `--samples`
-draws of z, and in brackets its standard error over kernels.
+One row per VAE and one column per set: the mean ELBO of the kernels in its test.npy, over `--samples` draws of z, in
+nats per kernel, and in brackets its standard error over the kernels.
 """
 
 from pathlib import Path
 
-from runs import Parser, UserError, command, number
+from runs.errors import UserError, one_line_errors, user_error
+from runs.options import SEED, WHOLE, Parser
 
 
-@command
+@one_line_errors
 def main(argv: list[str] | None = None) -> list[list]:
+    """Print the table, and return its rows: the folder of a VAE, then mean and standard error for each set."""
     parser = Parser(__doc__)
     parser.add_argument("--vaes", nargs="+", required=True, metavar="DIR", help="folders of VAEs of one kernel size")
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders with a test.npy of that size")
-    parser.add_argument("--samples", type=number(int, 1), default=10, help="draws of z per kernel")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the draws")
+    parser.add_argument("--samples", type=WHOLE, default=10, help="draws of z per kernel")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the draws")
     args = parser.parse_args(argv)
-    # After the arguments, so that a mistake in them answers at once.
+    # After the arguments, so that a mistake in them is answered at once.
     import tabulate
     import torch
 
     import utils
+    from sweeps.vae_figures import test_elbo
 
-    vaes = [utils.load_vae(path, what="--vaes") for path in args.vaes]
+    with user_error("--vaes"):
+        vaes = [utils.load_vae(path) for path in args.vaes]
     sizes = sorted({vae.kernel_dim for vae in vaes})
     if len(sizes) > 1:
         raise UserError(f"--vaes: found VAEs of {' and '.join(map(str, sizes))}, expected one kernel size")
-    sets = [utils.load_kernels(Path(path, "test.npy"), "--data", sizes[0]) for path in args.data]
+    with user_error("--data"):
+        sets = [utils.load_kernels(Path(path, "test.npy"), sizes[0]) for path in args.data]
     torch.manual_seed(args.seed)
-    table = []
-    with torch.no_grad():
-        for path, vae in zip(args.vaes, vaes, strict=True):
-            row: list = [path]
-            for kernels in sets:
-                draws = [
-                    torch.cat([vae.elbo(w).elbo for w in kernels.split(1024)]).double() for _ in range(args.samples)
-                ]
-                elbo = torch.stack(draws).mean(0)
-                row += [elbo.mean().item(), elbo.std().item() / len(elbo) ** 0.5]
-            table.append(row)
-    cells = [[row[0], *(f"{row[i]:.2f} ({row[i + 1]:.2f})" for i in range(1, len(row), 2))] for row in table]
+    table, cells = [], []
+    for path, vae in zip(args.vaes, vaes, strict=True):
+        elbos = [test_elbo(vae, kernels, args.samples) for kernels in sets]
+        table.append([path, *(value for elbo in elbos for value in elbo)])
+        cells.append([path, *(f"{mean:.2f} ({error:.2f})" for mean, error in elbos)])
     print("test ELBO in nats per kernel (standard error)")
     print(tabulate.tabulate(cells, ["VAE", *args.data], tablefmt="github"))
     return table

@@ -146,7 +146,10 @@ def path_type(text: str) -> str:
 def tensorboard_type(text: str) -> int:
     """An argparse type: 0, or 1 where the package is installed."""
     if int(text):
-        require_packages("--tensorboard", "tensorboard")
+        try:
+            require_packages("found 1", "tensorboard")
+        except UserError as error:  # a ValueError, whose message argparse would replace
+            raise argparse.ArgumentTypeError(str(error)) from None
     return int(text)
 
 

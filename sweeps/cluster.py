@@ -2,45 +2,66 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-from unittest import mock
+from typing import Any, NamedTuple
 
-import runs
-from experiments.trials import STOPS, THREADS, Trial, dwp_path, run
-from runs import UserError
+from runs.directory import ROOT, data_root, dwp_path
+from runs.errors import Stopped, UserError, require_packages
+from runs.options import POSITIVE, Parser, number_type
+from runs.signals import stop_signals
+from sweeps.grid import write_sweep
+from sweeps.trials import THREADS, Trial, run_trial
 
-MOST_LOST = 20  # times in which a trial's worker may die before the trial counts as failed: it may be what kills it
-LOOK_EVERY = 0.2  # seconds
-AGAIN_AFTER = 1.0  # seconds until a trial that another process runs, or whose worker died, is tried again
-CHECK_WITHIN = 60.0  # seconds a node has to answer
+MAX_LOST = 20  # a trial whose worker died this often has failed, because the trial may be the cause
+WAIT_SECONDS = 0.2  # between two checks of the tasks and signals
+RETRY_SECONDS = 1.0  # between two attempts of a trial that is running elsewhere, or whose worker died
+CHECK_SECONDS = 60.0  # in which a node must answer
 OBJECT_STORE = 100_000_000  # bytes; nothing large goes through Ray
+CODE = ("*.py", "data/*.py", "models/*.py", "runs/*.py", "sweeps/*.py")  # all that a trial can run
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """The numbers of the SIGINTs and SIGTERMs that arrive, which do nothing else."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in STOPS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class Resources(NamedTuple):
+    """CPUs and GPUs of each trial, retries of a failed trial, and the HOST:PORT of a Ray cluster, or ""."""
+
+    cpus: float
+    gpus: float
+    retries: int
+    address: str
+
+
+def add_resource_options(parser: Parser) -> None:
+    """Add the options that `checked_resources` reads."""
+    parser.add_argument("--cpus", type=POSITIVE, default=1.0, help="CPUs of each trial")
+    parser.add_argument(
+        "--gpus", type=number_type(float, 0), default=0.0, help="GPUs of each trial; 0.25: four trials share one"
+    )
+    parser.add_argument("--retries", type=number_type(int, 0), default=1, help="further attempts of a failed trial")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", default="", help="a running Ray cluster, instead of a Ray on this machine"
+    )
+
+
+def checked_resources(args: Namespace) -> Resources:
+    """The values of the resource options, checked. Raises UserError."""
+    if args.address and not re.fullmatch(r".+:\d+", args.address):
+        raise UserError(f"--address: found {args.address!r}, expected HOST:PORT of a Ray cluster")
+    if args.gpus > 1 and args.gpus != int(args.gpus):
+        raise UserError(f"--gpus: found {args.gpus:g}, expected a whole number or one below 1")
+    return Resources(args.cpus, args.gpus, args.retries, args.address)
 
 
 @contextlib.contextmanager
@@ -49,8 +70,7 @@ def connected(address: str) -> Iterator[ModuleType]:
 
     Raises UserError where Ray is not installed or the cluster cannot be reached.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("Ray is not installed, expected it for a sweep: pip install -r requirements-sweep.txt")
+    require_packages("sweeps", "ray")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     folder = None
     if address:
@@ -60,22 +80,24 @@ def connected(address: str) -> Iterator[ModuleType]:
         except (OSError, OverflowError) as error:
             raise UserError(f"--address: {address} cannot be reached: {error}, expected a Ray cluster") from None
     else:
-        # Read when Ray is imported: its ports are bound to 127.0.0.1 alone, and ask for a token.
+        # Ray reads these when it is imported: its ports are bound to 127.0.0.1 alone and require a token.
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if not address:
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets are in it
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path: the sockets are in it
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
         options["object_store_memory"] = OBJECT_STORE
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         try:
-            with mock.patch.object(signal, "signal"):  # Ray's handler of SIGTERM would leave some of its processes
-                ray.init(address or "local", **options)
+            ray.init(address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-            what = f"--address: {address}" if address else "Ray"
-            raise UserError(f"{what}: {error}, expected one that answers, and its token") from None
+            label = f"--address: {address}" if address else "Ray"
+            raise UserError(f"{label}: {error}, expected a Ray that answers, and its token") from None
+        if signal.getsignal(signal.SIGTERM) is not handler:  # Ray's own handler leaves some of its processes alive
+            signal.signal(signal.SIGTERM, handler)
         yield ray
     finally:
         ray.shutdown()
@@ -84,86 +106,82 @@ def connected(address: str) -> Iterator[ModuleType]:
 
 
 def nodes_for(ray: ModuleType, cpus: float, gpus: float) -> list[dict[str, Any]]:
-    """The nodes that can run a trial. Raises UserError where there is none."""
+    """The nodes that have enough CPUs and GPUs for a trial. Raises UserError if no node has."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    for option, name, asked in (("--cpus", "CPU", cpus), ("--gpus", "GPU", gpus)):
-        most = max((node["Resources"].get(name, 0) for node in alive), default=0)
-        if asked > most:
-            raise UserError(f"{option}: found {asked:g}, expected at most the {most:g} of a node")
-    fit = [n for n in alive if n["Resources"].get("CPU", 0) >= cpus and n["Resources"].get("GPU", 0) >= gpus]
+    sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in alive]
+    fit = [node for node, size in zip(alive, sizes, strict=True) if size[0] >= cpus and size[1] >= gpus]
     if not fit:
-        raise UserError(f"--cpus, --gpus: found {cpus:g} and {gpus:g}, expected no more than one node has")
+        found = ", ".join(f"{node_cpus:g} and {node_gpus:g}" for node_cpus, node_gpus in sorted(set(sizes)))
+        raise UserError(f"--cpus, --gpus: found {cpus:g} and {gpus:g}, expected at most those of a node: {found}")
     return fit
 
 
-def digest(script: str) -> str:
-    """A hash of the project's code and of a script."""
-    files = sorted(file for pattern in ("*.py", "models/*.py", "experiments/*.py") for file in runs.ROOT.glob(pattern))
+def code_digest(script: str) -> str:
+    """A hash of the project's code and of a script. Raises OSError."""
+    files = sorted(file for pattern in CODE for file in ROOT.glob(pattern))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in (*files, Path(script)))).hexdigest()
 
 
-def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, data_root: str) -> None:
+def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, data_folder: str) -> None:
     """Check, by a task on each node, that it has the same DWP_PATH, DATA_ROOT and code. Raises UserError."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nonce = secrets.token_hex(8)
-    folder = dwp_path() / "sweeps" / f".check-{nonce}"
-    expected, script, cwd, root = digest(trial.script), trial.script, trial.cwd, str(runs.ROOT)
-    data = os.listdir(data_root) if os.path.isdir(data_root) else []
-
-    def look(node: str) -> str:
-        """What is amiss on this node; a function within one, so that Ray sends its code."""
-        try:
-            (folder / node).write_text((folder / "nonce").read_text())
-        except OSError as error:
-            return f"DWP_PATH {folder.parent.parent}: {error.strerror}, expected the folder that the others have"
-        missing = [name for name in data if not os.path.exists(os.path.join(data_root, name))]
-        if missing:
-            return f"DATA_ROOT {data_root}: found no {missing[0]}, expected it as where the sweep starts"
-        if not os.path.isdir(cwd):
-            return f"{cwd}: found no such folder, expected the one the sweep was started in"
-        try:
-            from experiments.cluster import digest as digest_there
-
-            found = digest_there(script)
-        except (ImportError, OSError) as error:
-            return f"{root}: {error}, expected the project's code and packages"
-        return "" if found == expected else f"{root}: found other code, expected that of where the sweep starts"
-
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    parent, script, cwd, expected = dwp_path() / "sweeps", trial.script, trial.cwd, code_digest(trial.script)
     try:
-        folder.mkdir(parents=True)
-        (folder / "nonce").write_text(nonce)
-        for node in nodes:
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name, ref = node["NodeManagerAddress"], task.options(scheduling_strategy=where).remote(node["NodeID"])
-            try:
-                amiss = ray.get(ref, timeout=CHECK_WITHIN)
-            except ray.exceptions.RayError as error:
-                amiss = str(error)
-            answer = folder / node["NodeID"]
-            if not amiss and not (answer.is_file() and answer.read_text() == nonce):
-                amiss = f"DWP_PATH {dwp_path()}: what it writes is not seen here, expected a shared folder"
-            if amiss:
-                raise UserError(f"--address: node {name}: {amiss}")
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".check-", dir=parent))
     except OSError as error:
-        raise UserError(f"DWP_PATH: {folder}: cannot be written: {error.strerror}") from None
+        raise UserError(f"DWP_PATH: {parent}: cannot be written: {error.strerror}") from None
+    data = os.listdir(data_folder) if os.path.isdir(data_folder) else []
+
+    def problem_on_node(node: str) -> str:
+        """What this node lacks, or ""; a nested function, because Ray sends the code of nested functions to nodes."""
+        try:
+            (folder / node).touch()
+        except OSError as error:
+            return f"DWP_PATH {parent.parent}: {error.strerror}, expected the folder that the other nodes have"
+        missing = [name for name in data if not os.path.exists(os.path.join(data_folder, name))]
+        if missing:
+            return f"DATA_ROOT {data_folder}: found no {missing[0]}, expected the data of the machine of the sweep"
+        if not os.path.isdir(cwd):
+            return f"{cwd}: found no such folder, expected the working directory of the sweep"
+        try:
+            from sweeps.cluster import code_digest as digest_on_node
+
+            found = digest_on_node(script)
+        except (ImportError, OSError) as error:
+            return f"{ROOT}: {error}, expected the project's code and packages"
+        return "" if found == expected else f"{ROOT}: found other code, expected that of the machine of the sweep"
+
+    task = ray.remote(num_cpus=0, max_retries=0)(problem_on_node)
+    try:
+        for node in nodes:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            try:
+                answer = task.options(scheduling_strategy=strategy).remote(node["NodeID"])
+                problem = ray.get(answer, timeout=CHECK_SECONDS)
+            except ray.exceptions.RayError as error:
+                problem = str(error)
+            if not problem and not (folder / node["NodeID"]).exists():
+                problem = f"DWP_PATH {dwp_path()}: its files do not appear here, expected a shared folder"
+            if problem:
+                raise UserError(f"--address: node {node['NodeManagerAddress']}: {problem}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_here(trial: Trial, env: dict[str, str]) -> dict[str, Any]:
-    """A task: a trial in this worker, which `ray.cancel` stops."""
+def run_in_worker(trial: Trial, env: dict[str, str]) -> dict[str, Any]:
+    """A Ray task: run a trial in this worker until `ray.cancel`, and return its record."""
     stop = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    previous = signal.signal(signal.SIGINT, lambda number, frame: stop.set())
     try:
-        return run(trial, env, stop)
+        return run_trial(trial, env, stop)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def outcome(ray: ModuleType, ref: Any) -> dict[str, Any]:
-    """The record a task ended with; `state` is lost where its worker or node died."""
+def result(ray: ModuleType, ref: Any) -> dict[str, Any]:
+    """The record that a task returned; its `state` is lost if the worker or node of the task died."""
     try:
         return ray.get(ref)
     except ray.exceptions.TaskCancelledError:
@@ -171,66 +189,113 @@ def outcome(ray: ModuleType, ref: Any) -> dict[str, Any]:
     except ray.exceptions.RayTaskError as error:
         return {"state": "failed", "error": " ".join(str(error.cause).split())}
     except ray.exceptions.RayError as error:
-        return {"state": "lost", "error": f"its worker died {MOST_LOST} times: {str(error).strip().splitlines()[0]}"}
+        return {"state": "lost", "error": f"its worker died {MAX_LOST} times: {str(error).strip().splitlines()[0]}"}
 
 
-def drive(
-    ray: ModuleType,
-    trials: Sequence[Trial],
-    bar: Any,
-    received: list[int],
-    cpus: float,
-    gpus: float,
-    retries: int,
-    data_root: str,
+def run_trials(
+    ray: ModuleType, trials: Sequence[Trial], bar: Any, received: list[int], resources: Resources
 ) -> dict[str, str]:
-    """Run the trials until all are finished or failed, and return the errors of those that failed, by key.
+    """Run trials until each is finished or failed, and return the errors of the failed ones, by key.
 
-    `bar` is a tqdm bar of finished trials. After a signal in `received` the trials are asked to stop, and waited for;
-    after a second one they are not waited for.
+    `bar` is a tqdm bar, which counts the finished trials. After a stop signal in `received` the trials are stopped and
+    waited for.
     """
-    env = dict.fromkeys(THREADS, str(max(1, int(cpus)))) | {"DWP_PATH": str(dwp_path()), "DATA_ROOT": data_root}
-    if not gpus:
+    env = dict.fromkeys(THREADS, str(max(1, int(resources.cpus))))
+    env |= {"DWP_PATH": str(dwp_path()), "DATA_ROOT": os.path.abspath(data_root())}
+    if not resources.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ""
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(run_here)
-    later = [(0.0, trial) for trial in trials]  # trials with the time from which they are to be submitted
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(run_in_worker)
+    waiting = [(0.0, trial) for trial in trials]  # each with the time from which it may be submitted
     refs: dict[Any, Trial] = {}
-    failures, lost, errors = dict.fromkeys((t.key for t in trials), 0), dict.fromkeys((t.key for t in trials), 0), {}
+    failures, losses, errors = Counter(), Counter(), {}
     stopping = False
-    while (refs or later) and len(received) < 2:
+    while refs or waiting:
         if received and not stopping:
             stopping = True
-            later.clear()
+            waiting.clear()
             for ref in refs:
                 ray.cancel(ref)
         now = time.monotonic()
-        refs |= {task.remote(trial, env): trial for due, trial in later if due <= now}
-        later = [(due, trial) for due, trial in later if due > now]
-        ready = ray.wait(list(refs), num_returns=len(refs), timeout=LOOK_EVERY)[0] if refs else []
+        refs |= {task.remote(trial, env): trial for start, trial in waiting if start <= now}
+        waiting = [(start, trial) for start, trial in waiting if start > now]
+        ready = ray.wait(list(refs), num_returns=len(refs), timeout=WAIT_SECONDS)[0] if refs else []
         if not refs:
-            time.sleep(LOOK_EVERY)
+            time.sleep(WAIT_SECONDS)
         for ref in ready:
             trial = refs.pop(ref)
-            record = outcome(ray, ref)
-            state, again = record["state"], time.monotonic() + AGAIN_AFTER
+            record = result(ray, ref)
+            state, retry = record["state"], (time.monotonic() + RETRY_SECONDS, trial)
             if state == "finished":
                 bar.update()
             elif stopping:
                 continue
             elif state == "busy":
-                later.append((again, trial))
+                waiting.append(retry)
             elif state == "failed":
                 failures[trial.key] += 1
-                if failures[trial.key] <= retries:
-                    later.append((0.0, trial))
+                if failures[trial.key] <= resources.retries:
+                    waiting.append((0.0, trial))
                 else:
                     errors[trial.key] = record["error"]
-            else:  # its worker, its node or the script was stopped, not by us
-                lost[trial.key] += 1
-                if lost[trial.key] < MOST_LOST:
-                    later.append((again, trial))
+            else:  # lost with its worker or node, or interrupted by another process
+                losses[trial.key] += 1
+                if losses[trial.key] < MAX_LOST:
+                    waiting.append(retry)
                 else:
-                    errors[trial.key] = record.get("error") or f"it was stopped {MOST_LOST} times, not by the sweep"
-        used = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)  # of others, too
-        bar.set_postfix_str(f"{min(len(refs), round(used / cpus))} running, {len(errors)} failed")
+                    errors[trial.key] = record.get("error") or f"interrupted {MAX_LOST} times, not by the sweep"
+        used = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)  # by all sweeps
+        bar.set_postfix_str(f"{min(len(refs), round(used / resources.cpus))} running, {len(errors)} failed")
     return errors
+
+
+def run_unfinished(
+    name: str, trials: Sequence[Trial], unfinished: Sequence[Trial], resources: Resources, received: list[int]
+) -> dict[str, str]:
+    """Run the unfinished trials of a sweep on a Ray, and return the errors of the failed ones, by key."""
+    from tqdm import tqdm
+
+    with connected(resources.address) as ray:
+        nodes = nodes_for(ray, resources.cpus, resources.gpus)
+        if resources.address:
+            check_nodes(ray, nodes, trials[0], os.path.abspath(data_root()))
+        write_sweep(name, trials)
+        initial = len(trials) - len(unfinished)
+        with tqdm(total=len(trials), initial=initial, desc="trials", smoothing=0, disable=None) as bar:
+            return run_trials(ray, unfinished, bar, received, resources)
+
+
+def run_sweep(name: str, trials: Sequence[Trial], resources: Resources, command: str) -> list[Path]:
+    """Run the trials of a sweep that are not finished, and return the run directories of all, in order.
+
+    Raises Stopped after a stop signal, UserError where Ray cannot be used, and SystemExit with code 1 where trials
+    failed, which are named on stderr.
+
+    Parameters
+    ----------
+    name : of the sweep's folder in $DWP_PATH/sweeps.
+    trials : the trials, one at least.
+    resources : of each trial.
+    command : the command that continues the sweep after a signal.
+    """
+    unfinished = [trial for trial in trials if trial.record()["state"] != "finished"]
+    errors: dict[str, str] = {}
+    if not unfinished:
+        write_sweep(name, trials)
+    else:
+        with stop_signals() as received:
+            try:
+                errors = run_unfinished(name, trials, unfinished, resources, received)
+            except (Stopped, SystemError):  # Ray's functions turn the Stopped of a second signal into a SystemError
+                if len(received) < 2:
+                    raise
+        if received:
+            done = sum(trial.record()["state"] == "finished" for trial in trials)  # a disabled bar does not count
+            message = f"stopped, {done} of {len(trials)} trials are finished; continue with: {command}"
+            raise Stopped(received[0], message)
+    for trial in trials:
+        if trial.key in errors:
+            print(f"failed: {trial.label}: {errors[trial.key]} ({trial.file('err')})", file=sys.stderr)
+    print(f"{len(trials) - len(errors)} of {len(trials)} trials are finished")
+    if errors:
+        sys.exit(1)
+    return [Path(root) for trial in trials if (root := trial.record()["root"])]

@@ -1,35 +1,32 @@
-"""The page of `experiments.collect`: learning curves, tables, and kernels before and after, in one HTML file.
+"""The page of `sweeps.collect`: learning curves, tables, and kernels before and after training, in one HTML file.
 
-Names, arguments and columns come from files of others: whatever is a text goes through `html.escape`, and a policy in
-the page's head keeps a browser from running or loading anything.
+Names, arguments and columns come from files that others may have written. So every text passes through `html.escape`,
+and a content security policy in the page's head forbids the browser to run scripts or to load anything.
 """
 
 import base64
 import html
 import io
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 import utils
-from experiments.collect import Record, summary
-from experiments.plots import plot_before_after
-from runs import UserError
+from runs.checkpoint import load_state
+from runs.errors import UserError
+from sweeps.plots import plot_before_after
+from sweeps.tables import Record, printable, summary
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-NO_CURVE = ("t", "lr", "sec")  # columns of a log
+NO_CURVE = ("t", "lr", "sec")  # columns of a log without a panel
 PANELS = 3  # in a row
-LEGEND = 12  # entries; with more curves there is none
-NAME = 60  # characters of a name in a picture
-LAYERS = 8  # of a network, whose kernels are shown
+MAX_LEGEND = 12  # curves; a figure with more has no legend
+MAX_NAME = 60  # characters of a name in a figure
+MAX_LAYERS = 8  # of a network, whose kernels are shown
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Runs</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -44,29 +41,31 @@ th { border-color: #888 }
 
 
 def paragraph(words: str) -> str:
+    """A text as an HTML paragraph, escaped."""
     return f"<p>{html.escape(words)}</p>\n"
 
 
 def heading(level: int, words: str) -> str:
+    """A text as an HTML heading, escaped."""
     return f"<h{level}>{html.escape(words)}</h{level}>\n"
 
 
 def html_table(table: pd.DataFrame) -> str:
-    """A table whose texts are escaped, numbers with 5 digits, missing values empty."""
+    """A table in HTML: texts escaped, numbers with 5 digits, missing values empty."""
 
-    def cell(value: Any) -> str:
+    def entry(value: Any) -> str:
         return "" if pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else html.escape(str(value))
 
-    rows = [[cell(value) for value in row] for row in table.astype(object).itertuples(index=False, name=None)]
+    rows = [[entry(value) for value in row] for row in table.astype(object).itertuples(index=False, name=None)]
     lines = ["".join(f"<td>{value}</td>" for value in row) for row in rows]
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f"<div><table>\n<tr>{head}</tr>\n{body}\n</table></div>\n"
 
 
-def picture_text(words: str) -> str:
-    """A text that matplotlib draws as it is, without taking dollars for formulas."""
-    short = words if len(words) <= NAME else f"{words[: NAME - 1]}…"
+def figure_text(words: str) -> str:
+    """A text for matplotlib: shortened to `MAX_NAME` characters, dollars escaped, which would start a formula."""
+    short = words if len(words) <= MAX_NAME else f"{words[: MAX_NAME - 1]}…"
     return short.replace("$", r"\$")
 
 
@@ -74,9 +73,10 @@ def picture_text(words: str) -> str:
 
 
 def plot_curves(curves: dict[str, list[Record]]) -> plt.Figure:
-    """A panel per column of the log, and in it a curve per name against t: the runs' mean, and its 95% interval.
+    """A figure with a panel per column of the logs. A curve is the mean of a group's runs, with its 95% interval.
 
-    A column of zeros, as that of a term which is not in use, has no panel.
+    `curves` has the runs of each group, by the group's name. A column of zeros, such as that of a term which is not in
+    use, has no panel.
     """
     rows = [row for members in curves.values() for record in members for row in record.rows]
     columns = [
@@ -88,32 +88,32 @@ def plot_curves(curves: dict[str, list[Record]]) -> plt.Figure:
         axis.axis("off")
     for axis, column in zip(axes.flat, columns, strict=False):
         for i, (name, members) in enumerate(curves.items()):
-            at: dict[float, list[float]] = {}
+            values: dict[float, list[float]] = {}
             for record in members:
                 for row in record.rows:
                     if column in row:
-                        at.setdefault(row["t"], []).append(row[column])
-            points = {t: summary(at[t]) for t in sorted(at)}
+                        values.setdefault(row["t"], []).append(row[column])
+            points = {t: summary(values[t]) for t in sorted(values)}
             style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
-            # A label that starts with an underscore would have no entry.
-            label = picture_text(name if not name.startswith("_") else f" {name}")
+            # A legend has no entry for a label that starts with an underscore.
+            label = figure_text(name if not name.startswith("_") else f" {name}")
             marker = "o" if len(points) < 20 else ""
             mean = [p["mean"] for p in points.values()]
             axis.plot(list(points), mean, label=label, marker=marker, markersize=3, linewidth=1.2, **style)
             low, high = ([np.nan if p[end] is None else p[end] for p in points.values()] for end in ("low", "high"))
             axis.fill_between(list(points), low, high, color=style["color"], alpha=0.2, linewidth=0)
-        axis.set_title(picture_text(column), fontsize=10)
+        axis.set_title(figure_text(column), fontsize=10)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    if 1 < len(curves) <= LEGEND:
+    if 1 < len(curves) <= MAX_LEGEND:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=9)
     figure.tight_layout()
     return figure
 
 
-def svg(figure: plt.Figure) -> str:
-    """A figure as an element of the page. Its identifiers are hashes of content, so figures can share them."""
+def svg_element(figure: plt.Figure) -> str:
+    """A figure as an SVG element of the page. Its identifiers are hashes of content, so figures can share them."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "page"}):
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -125,25 +125,28 @@ def svg(figure: plt.Figure) -> str:
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-def kernels(record: Record) -> "dict[str, tuple[Tensor, Tensor]]":
-    """Kernels (n, 1, k, k) of each conv layer as the run started and as they are. Raises UserError."""
-    before = utils.load_state(record.root / "init_kernels.torch", "init_kernels.torch")
-    after = utils.shown_kernels(utils.load_state(record.root / "model.torch", "model.torch"))
+def kernels_before_after(record: Record) -> dict[str, tuple[Tensor, Tensor]]:
+    """Kernels (n, 1, k, k) of each conv layer before the training and after it, by the layer's name.
+
+    Raises UserError where a file is missing or damaged, or the two files are of different networks.
+    """
+    before = load_state(record.root / "init_kernels.torch")
+    after = utils.shown_kernels(load_state(record.root / "model.torch"))
     if {name: w.shape for name, w in before.items()} != {name: w.shape for name, w in after.items()}:
         raise UserError(f"{record.root}: init_kernels.torch and model.torch are of different networks")
-    return {name: (before[name].float(), after[name].float()) for name in list(after)[:LAYERS]}
+    return {name: (before[name].float(), after[name].float()) for name in list(after)[:MAX_LAYERS]}
 
 
 def kernels_section(named: dict[str, Record]) -> str:
-    """Pictures of one run per name; one that cannot be read is named on stderr."""
+    """The section with the kernels of one run per name. A run that cannot be read is named on stderr."""
     parts = []
     for name, record in named.items():
         if record.script == "train-vae.py":
             continue
         try:
-            layers = kernels(record)
+            layers = kernels_before_after(record)
         except UserError as error:
-            print(f"not on the page: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"not on the page: {printable(error)}", file=sys.stderr)
             continue
         parts.append(heading(3, f"{name}, run {record.root.name}"))
         for layer, (before, after) in layers.items():
@@ -155,54 +158,53 @@ def kernels_section(named: dict[str, Record]) -> str:
             parts.append(f'{paragraph(shown)}<img alt="{html.escape(shown)}" src="data:image/png;base64,{data}">\n')
     if not parts:
         return ""
-    note = (
-        "Of the first run of each group: the untrained network's kernels (posterior means), then the same ones after."
-    )
-    return heading(2, "Kernels before and after") + paragraph(f"{note} Each on its own scale.") + "".join(parts)
+    note = "Kernels (posterior means) of the first run of each group, before and after training, each on its own scale."
+    return heading(2, "Kernels before and after") + paragraph(note) + "".join(parts)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
-def page(
-    records: list[Record], groups: dict[tuple, list[Record]], by: list[str], tables: dict[str, pd.DataFrame]
+def page_html(
+    records: list[Record], groups: dict[tuple, list[Record]], by: Sequence[str], tables: dict[str, pd.DataFrame]
 ) -> str:
-    """The whole page, as HTML."""
+    """The page as HTML: of all runs, of the finished ones in groups by the arguments `by`, and of the two tables."""
 
-    def name_of(key: tuple) -> str:
+    def group_name(key: tuple) -> str:
         return ", ".join(f"{argument} {value}" for argument, value in zip(by, key[1:], strict=True)) or key[0]
 
     parts = [HEAD, heading(1, f"{len(records)} runs")]
     parts.append(
         paragraph(
-            "Of each column of a log the last and, for some, the best value. The best of a test column was chosen on "
-            "the test set: it must not select between runs or epochs."
+            "The tables have the last value of each column of a log and, of some columns, the best one. The best value "
+            "of a test column was chosen on the test set: it must not be used to select runs or epochs."
         )
     )
     if len(tables["groups"]):
-        parts += [heading(2, "Groups of finished runs"), paragraph("std: n - 1; low, high: 95% interval of the mean.")]
+        parts += [
+            heading(2, "Groups of finished runs"),
+            paragraph("std: divisor n - 1; low, high: 95% interval."),
+        ]
         shown = tables["groups"][tables["groups"]["metric"].str.match("last_|best_.*test")]
         parts.append(html_table(shown))
     for script in dict.fromkeys(record.script for record in records):
-        mine = [record for record in records if record.script == script]
+        own = [record for record in records if record.script == script]
         parts += [heading(2, script), heading(3, "Learning curves")]
         if by:
-            curves = {name_of(key): members for key, members in groups.items() if key[0] == script}
-            parts.append(
-                paragraph("Mean of each group's finished runs and its 95% interval, over runs that have the t.")
-            )
+            curves = {group_name(key): members for key, members in groups.items() if key[0] == script}
+            parts.append(paragraph("The mean of each group's finished runs and its 95% interval, at each t."))
         else:
-            curves = {record.root.name: [record] for record in mine}
-        parts.append(svg(plot_curves(curves)) if curves else paragraph("No finished run."))
+            curves = {record.root.name: [record] for record in own}
+        parts.append(svg_element(plot_curves(curves)) if curves else paragraph("No finished run."))
         table = tables["runs"][[record.script == script for record in records]].dropna(axis=1, how="all")
         constant = [
-            n for n in table if len(table) > 1 and not n.startswith(("last_", "best_")) and n in mine[0].arguments
+            n for n in table if len(table) > 1 and not n.startswith(("last_", "best_")) and n in own[0].arguments
         ]
         constant = [n for n in constant if table[n].nunique(dropna=False) == 1]
         parts += [heading(3, "Runs"), html_table(table.drop(columns=[*constant, "script"]))]
         if constant:
             same = ", ".join(f"{n} {table[n].iloc[0]}" for n in constant if str(table[n].iloc[0]))
-            parts.append(paragraph(f"The same in all of them: {same}."))
-    firsts = {f"{key[0]}, {name_of(key)}" if by else key[0]: members[0] for key, members in groups.items()}
+            parts.append(paragraph(f"Equal in all runs: {same}."))
+    firsts = {f"{key[0]}, {group_name(key)}" if by else key[0]: members[0] for key, members in groups.items()}
     parts.append(kernels_section(firsts))
     return "".join([*parts, "</body></html>\n"])

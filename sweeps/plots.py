@@ -1,4 +1,4 @@
-"""The pictures: of kernels and their VAEs, and of curves."""
+"""Figures of kernels, of their VAEs, and of curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from runs import write_whole
+from runs.files import atomic_write
 
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
@@ -23,14 +23,14 @@ TILES = 8  # kernels in a row of `tiled`
 
 
 def save(figure: plt.Figure, path: Path, tight: bool = False) -> None:
-    """Write a figure as PNG, whole or not at all, and forget it; `tight` cuts its margins."""
-    with write_whole(path) as file:
+    """Write a figure as PNG, atomically, and close it; `tight` cuts its margins. Raises UserError."""
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=110, format="png", bbox_inches="tight" if tight else None)
     plt.close(figure)
 
 
 class Curve(NamedTuple):
-    """A curve of `plot_panels`; its `x` are numbers, or words for places side by side."""
+    """A curve of `plot_panels`. Where `x` are words, the points stand side by side; `spread` is the error of `y`."""
 
     label: str
     x: Sequence[float | str]
@@ -39,7 +39,7 @@ class Curve(NamedTuple):
 
 
 def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False) -> plt.Figure:
-    """Panels side by side by what their y-axis is, with curves that all stand in the legend of the first one."""
+    """A figure of panels side by side, by the label of the y-axis. The first panel's legend is for all panels."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6))
     for axis, (ylabel, curves) in zip(axes, panels.items(), strict=True):
         for curve in curves:
@@ -59,7 +59,7 @@ def kernel_image(kernel: torch.Tensor) -> np.ndarray:
 
 
 def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> plt.Figure:
-    """Kernels drawn at random from (n, 1, k, k), each on its own scale."""
+    """A grid of kernels drawn at random from (n, 1, k, k), each on its own scale."""
     figure, axes = plt.subplots(rows, columns, figsize=(0.5 * columns, 0.5 * rows + 0.5))
     drawn = np.random.default_rng(seed).permutation(len(kernels))
     for i, axis in enumerate(axes.flat):
@@ -73,7 +73,7 @@ def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> 
 
 @torch.no_grad()
 def plot_latent_space(vae, kernels: torch.Tensor) -> plt.Figure:
-    """Posterior means of the kernels in a 2-D latent space, and decoder means at a grid of codes over it."""
+    """Two panels for a VAE with z_dim 2: means of r(z|w) of kernels (n, 1, k, k), and decoder means at a grid of z."""
     means = vae.encode(kernels)[0].flatten(1).numpy()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5))
     left.scatter(*means.T, s=8, alpha=0.5, c=kernels.flatten(1).norm(dim=1), cmap="viridis")
@@ -94,7 +94,7 @@ def plot_latent_space(vae, kernels: torch.Tensor) -> plt.Figure:
 
 
 def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
-    """Rows of kernels (n, 1, k, k) by name, each kernel on its own scale."""
+    """Rows of kernels (n, 1, k, k) by name, at most `COLUMNS` in a row, each kernel on its own scale."""
     figure, axes = plt.subplots(
         len(rows), COLUMNS, figsize=(0.55 * COLUMNS + 1.5, 0.6 * len(rows) + 0.6), squeeze=False
     )
@@ -109,7 +109,7 @@ def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
 
 
 def tiled(kernels: torch.Tensor) -> np.ndarray:
-    """Kernels (n, 1, k, k) as one picture, each on its own scale, with gaps of NaN between them."""
+    """Kernels (n, 1, k, k) as one image, each on its own scale, with gaps of NaN between them."""
     n, k = len(kernels), kernels.shape[-1]
     columns = min(n, TILES)
     picture = np.full((-(-n // columns) * (k + 1), columns * (k + 1)), np.nan)
@@ -147,15 +147,15 @@ def plot_norms(norms: dict[int, np.ndarray], thresholds: dict[int, float]) -> pl
 
 
 def plot_kl(rows: list[dict[str, float | str]]) -> plt.Figure:
-    """KL against the posterior's variance: color for the prior, line for the kind of kernels."""
+    """The KL against the posterior's variance, from `vae_figures.kl_rows`: a color per prior, a line per kind."""
     figure, axis = plt.subplots(figsize=(6.5, 4))
     for prior, label, color in (("kl_dwp", "deep weight prior", "C0"), ("kl_normal", "N(0, 1)", "C1")):
-        for what, line in (("real", "-"), ("noise", ":")):
-            mine = [row for row in rows if row["kernels"] == what]
-            x, y = [row["posterior_variance"] for row in mine], [row[prior] for row in mine]
-            axis.plot(x, y, line, color=color, label=f"{label}, {what} kernels")
+        for kind, line in (("real", "-"), ("noise", ":")):
+            own = [row for row in rows if row["kernels"] == kind]
+            x, y = [row["posterior_variance"] for row in own], [row[prior] for row in own]
+            axis.plot(x, y, line, color=color, label=f"{label}, {kind} kernels")
     axis.set(xscale="log", xlabel="posterior variance of each weight", ylabel="KL, nats per kernel")
-    # Far from any kernel the encoder extrapolates and the bound is astronomical.
+    # Far from all kernels the encoder extrapolates, and the bound is larger by many orders of magnitude.
     axis.set_ylim(0, 1.2 * max(row["kl_normal"] for row in rows))
     axis.grid(alpha=0.3)
     axis.legend()

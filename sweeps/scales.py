@@ -1,4 +1,4 @@
-"""How large the stages of `experiments.pipeline` are: the arguments of their commands, at each scale."""
+"""The scales of `sweeps.pipeline`: the arguments of each stage."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,8 +7,8 @@ from typing import NamedTuple
 class Sweep(NamedTuple):
     """The arguments of a sweep of one of the scripts.
 
-    grid : its options with the values to try, as `experiments.sweep` takes them before `--`.
-    shared : what all trials share. `{vae7x7}` stands for the folder of the 7x7 VAE, and so on.
+    grid : options with the values to try, as before `--` in `python -m sweeps`.
+    shared : the arguments of all trials. `{vae7x7}` stands for the folder of the 7x7 VAE, and so on.
     """
 
     grid: str
@@ -18,8 +18,8 @@ class Sweep(NamedTuple):
 class Kernels(NamedTuple):
     """The kernels of one size and their VAE.
 
-    nets : the sweeps of the networks that they are taken from.
-    min_norm : the least norm that a kernel has.
+    nets : names of the sweeps of source networks.
+    min_norm : kernels of at least this norm are kept.
     vae : the arguments of train-vae.py.
     """
 
@@ -35,29 +35,30 @@ class Scale(NamedTuple):
     kernels : by kernel size.
     bnns : sweeps of train-bnn.py by name.
     by : the arguments of train-bnn.py by which the results are grouped.
-    stats : of experiments.vae_stats.
+    figure_kernels, figure_samples : kernels in the VAE's figures at most, and estimates of each KL there.
     """
 
     nets: dict[str, Sweep]
     kernels: dict[int, Kernels]
     bnns: dict[str, Sweep]
     by: str = "num_examples prior_list"
-    stats: str = ""
+    figure_kernels: int = 1000
+    figure_samples: int = 10
 
 
 FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
 FCONV3X3 = "--data not-mnist --model fconv3x3 --net_cfg vanilla --l2 0.001"
 FCONV_NETS = ("wide-4", "wide-long", "wide-2", "narrow")
-WIDE = f"{FCONV} --hid_dim 256 512 --precision bf16 --eval_freq 2 --checkpoint_freq 1"
+WIDE = f"{FCONV} --hid_dim 256 512 --precision auto --eval_freq 2 --checkpoint_freq 1"
 NARROW = "--bs 64 --lr 0.003 --epochs 8 --eval_freq 8"
 VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
-# For few images, by validation: data/fconv/README.md.
+# Chosen for few images by validation (data/fconv/README.md).
 FEW_IMAGES = "--classifier_prior sn --kl_weight 0.1 --lamb 0.3"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 
 SCALES = {
-    # Every stage in its true form, on almost nothing: what comes out is no prior.
+    # Every stage with its smallest arguments, as a test of the pipeline. The VAEs are no useful priors.
     "smoke": Scale(
         nets={"all": Sweep("--seed 1..2", f"{FCONV} --hid_dim 4 6 --num_examples 50 --epochs 2 --bs 25")},
         kernels={
@@ -70,16 +71,17 @@ SCALES = {
                 f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2",
             )
         },
-        stats="--kernels 20 --samples 2",
+        figure_kernels=20,
+        figure_samples=2,
     ),
-    # What data/fconv was made with, its README says why. Where a processor has no bfloat16, leave --precision out.
+    # The kernels and VAEs of data/fconv; its README gives the reasons for these arguments.
     "laptop": Scale(
         nets={
-            # 12 of the README's shape, with smaller batches and a larger rate: more steps of L2 in the time.
+            # 12 networks of the paper's shape. Smaller batches and a larger rate: more steps of L2 in the same time.
             "wide-4": Sweep("--seed 1 3 4", f"{WIDE} --bs 64 --lr 0.003 --epochs 4"),
             "wide-long": Sweep("--seed 2", f"{WIDE} --bs 32 --lr 0.002 --epochs 4"),
             "wide-2": Sweep("--seed 5..12", f"{WIDE} --bs 32 --lr 0.003 --epochs 2"),
-            # Narrow ones give more 7x7 kernels in the time.
+            # Narrow networks give more 7x7 kernels in the same time.
             "narrow": Sweep("--seed 101..116", f"{FCONV} --hid_dim 64 16 {NARROW}"),
             "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
         },
@@ -95,7 +97,7 @@ SCALES = {
             )
         },
     ),
-    # The commands of the README, as the paper ran them.
+    # The paper's networks, VAEs and epochs.
     "paper": Scale(
         nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
         kernels={7: Kernels(["all"], 0.2, VAE_Z2), 5: Kernels(["all"], 0.13, VAE_Z4)},

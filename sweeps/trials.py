@@ -1,11 +1,11 @@
-"""A trial: a script with its arguments, known by them, run as a process, and a record of how far it is.
+"""A trial is a script plus arguments, which identify it. It runs as a process, and a record tells its state.
 
-Records are `$DWP_PATH/exman-<script>/trials/<key>.yaml`, beside the trial's last output (`.out`, `.err`) and its lock.
-They belong to no sweep, so overlapping sweeps share what is finished. Does not import torch or Ray.
+Records are `$DWP_PATH/exman-<script>/trials/<key>.yaml`, beside the output of the trial's last process (`.out`, `.err`)
+and the trial's lock (`.lock`). They belong to no sweep, so that sweeps share the trials that they have in common. Does
+not import torch or Ray.
 """
 
 import contextlib
-import csv
 import fcntl
 import functools
 import hashlib
@@ -21,25 +21,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
+from runs.directory import ROOT, is_locked, script_folder
+from runs.errors import UserError
+from runs.files import read_yaml, write_yaml
+from runs.log import read_rows
+from runs.options import NOT_IDENTIFYING
+from runs.signals import STOP_SIGNALS
 
-import runs
-from runs import UserError, read_yaml, write_whole
 
-SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
-# Of a script's arguments, those that its results do not depend on, and those that are files or folders.
-NOT_COUNTED = ("name", "tmp", "config", "continue_run", "checkpoint_freq", "tensorboard")
-PATHS = ("data_dir", "train", "test", "vae_list", "flow_list", "filters_list", "pretrained", "resume", "resume_vae")
-PATHS += ("resume_opt",)
-METRICS = {"train-net.py": "test_acc", "train-vae.py": "test_elbo", "train-bnn.py": "ens["}  # or what starts so
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-ROOT_LINE = b"run directory: "
-STOPS = (signal.SIGINT, signal.SIGTERM)
-POLL = 0.01  # seconds between two looks at a process
-# Ends the process group $0 when standard input ends without a line, which is when who started both has died. A script
-# of ours needs the time for its checkpoint; what does not end in a minute is killed.
+class Script(NamedTuple):
+    """One of the project's scripts: its metric, a column of its log or the start of one, and its file of weights."""
+
+    metric: str
+    weights: str
+
+
+SCRIPTS = {
+    "train-net.py": Script("test_acc", "model.torch"),
+    "train-vae.py": Script("test_elbo", "vae_params.torch"),
+    "train-bnn.py": Script("ens[", "model.torch"),
+}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # environment variables
+ROOT_LINE = b"run directory: "  # starts the line in which a script prints its run directory
+POLL = 0.01  # seconds between two checks whether a process has ended
+# Ends the process group $0 when standard input is closed without a line, that is when the worker has died. The group
+# gets SIGTERM and, as a checkpoint takes time, SIGKILL only after a minute.
 WATCHDOG = """
 read -r done && exit
 kill -TERM "-$0"
@@ -49,13 +57,8 @@ kill -KILL "-$0"
 """
 
 
-def dwp_path() -> Path:
-    """The folder of run directories, $DWP_PATH or logs/, as an absolute path."""
-    return Path(os.path.abspath(os.environ.get("DWP_PATH") or runs.ROOT / "logs"))
-
-
 @functools.cache
-def parser_of(script: str) -> Callable[[Sequence[str]], Any]:
+def parse_function(script: str) -> Callable[[Sequence[str]], Any]:
     """`parse(argv)` of one of the project's scripts."""
     spec = importlib.util.spec_from_file_location(script.replace("-", "_").removesuffix(".py"), script)
     module = importlib.util.module_from_spec(spec)
@@ -64,212 +67,195 @@ def parser_of(script: str) -> Callable[[Sequence[str]], Any]:
 
 
 def find_script(name: str) -> str:
-    """Its absolute path; one of ours is found from any folder. Raises UserError where there is no such file."""
-    path = runs.ROOT / name if name in SCRIPTS else Path(name).resolve()
+    """The absolute path of a script; the project's own are found from any folder. Raises UserError."""
+    path = ROOT / name if name in SCRIPTS else Path(name).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"SCRIPT: found {name!r}, expected {', '.join(SCRIPTS)} or the file of another Python script")
     return str(path)
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[int | None]:
-    """Hold the lock of a trial, as a file descriptor; None where another process holds it.
+def locked(path: Path) -> Iterator[int | None]:
+    """Hold the lock on a file, and yield its file descriptor; None if another process holds the lock.
 
-    A child that the descriptor is passed to holds it too: no second process starts while the first one's child lives.
+    A child process that inherits the descriptor holds the lock too, until it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        lock = None
-    try:
-        yield lock
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def held(path: Path) -> bool:
-    """Whether a process holds that lock."""
-    try:
-        lock = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
+    with open(path, "ab") as file:
+        descriptor: int | None = file.fileno()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            descriptor = None
+        yield descriptor
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A script (absolute path), its arguments, the key that they have, and the folders it belongs to."""
+    """A script plus arguments."""
 
-    script: str
+    script: str  # absolute path
     argv: tuple[str, ...]
-    label: str  # the arguments in which it differs from the other trials of its sweep
-    key: str
+    label: str  # the arguments that differ between the trials of a sweep
+    key: str  # a hash of script and arguments
     base: Path  # $DWP_PATH/exman-<script>
-    cwd: str
+    cwd: str  # working directory of the process
 
     @property
-    def ours(self) -> bool:
-        """Whether its script is one of this project's, which has run directories and goes on with --continue."""
-        return Path(self.script) in [runs.ROOT / name for name in SCRIPTS]
+    def in_project(self) -> bool:
+        """Whether the script is one of `SCRIPTS`, which make run directories and accept `--continue`."""
+        return Path(self.script) in [ROOT / name for name in SCRIPTS]
 
     @property
     def script_name(self) -> str:
-        """What `find_script` finds it by, from any folder and in a copy of the project."""
-        return Path(self.script).name if self.ours else self.script
+        """The name by which `find_script` finds the script, from any folder and in a copy of the project."""
+        return Path(self.script).name if self.in_project else self.script
 
     def file(self, suffix: str) -> Path:
+        """The path of the trial's file with this suffix: yaml, out, err or lock."""
         return self.base / "trials" / f"{self.key}.{suffix}"
 
     def printed_root(self) -> str:
-        """The run directory that its last process named on stdout, or nothing."""
+        """The run directory that the last process printed, or "" if none."""
         try:
             with open(self.file("out"), "rb") as file:
                 lines = [line for line in file.read(100_000).splitlines(keepends=True) if line.startswith(ROOT_LINE)]
         except FileNotFoundError:
             return ""
-        whole = bool(lines) and lines[0].endswith(b"\n")
-        return lines[0].removeprefix(ROOT_LINE).strip().decode(errors="replace") if whole else ""
+        complete = bool(lines) and lines[0].endswith(b"\n")
+        return lines[0].removeprefix(ROOT_LINE).strip().decode(errors="replace") if complete else ""
 
     def record(self) -> dict[str, Any]:
-        """`state` (waiting, running, interrupted, failed, finished), `root` (run directory or ""), `attempts`, `error`.
+        """The trial's `state`, `root` (the run directory or ""), `attempts` and `error` (the last one or "").
 
-        A run of ours that says it is finished is, whatever was written of it here; one that was deleted starts again.
-        Raises UserError where the record is none.
+        The state is waiting, running, interrupted, failed or finished. A run of the project's scripts is finished if
+        its own state says so, and a trial whose run directory was deleted is waiting. Raises UserError for a damaged
+        record.
         """
         path, record = self.file("yaml"), {"state": "waiting", "root": "", "attempts": 0, "error": ""}
         if path.exists():
-            read = read_yaml(path, str(path))
-            if any(type(read.get(name)) is not type(value) for name, value in record.items()):
-                raise UserError(f"{path}: found {read}, expected a trial's state, root, attempts and error")
-            record = {name: read[name] for name in record}
+            stored = read_yaml(path)
+            if any(type(stored.get(name)) is not type(value) for name, value in record.items()):
+                raise UserError(f"{path}: found {stored}, expected a trial's state, root, attempts and error")
+            record = {name: stored[name] for name in record}
         root = record["root"] or self.printed_root()
         record["root"] = str(self.base / root) if root else ""
-        if self.ours:
+        if self.in_project:
             if not Path(record["root"], "params.yaml").is_file():
                 record |= {"root": "", "state": "waiting" if record["state"] == "finished" else record["state"]}
             elif self.progress(record["root"]).get("state") == "finished":
                 record |= {"state": "finished", "error": ""}
-        if record["state"] == "running" and not held(self.file("lock")):
+        if record["state"] == "running" and not is_locked(self.file("lock")):
             record["state"] = "interrupted"
         return record
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Write the record, whole, with the run directory relative to the script's folder, which may then be moved."""
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write the record. Its run directory is stored relative to `base`, so that $DWP_PATH can be moved."""
         root = record["root"]
         if root and Path(root).is_relative_to(self.base):
             root = str(Path(root).relative_to(self.base))
-        content = record | {"root": root, "script": self.script_name, "arguments": shlex.join(self.argv)}
-        with write_whole(self.file("yaml")) as file:
-            file.write(yaml.safe_dump(content, sort_keys=False, width=10**6).encode())
+        arguments = {"script": self.script_name, "arguments": shlex.join(self.argv)}
+        write_yaml(self.file("yaml"), record | {"root": root} | arguments)
 
     def progress(self, root: str) -> dict[str, Any]:
-        """What the run says of itself: `state`, `epoch`, `epochs`; nothing before it has begun."""
+        """The content of the run's state.yaml: `state`, `epoch`, `epochs`; empty before the run's first epoch."""
         state = Path(root, "state.yaml")
-        return read_yaml(state, str(state)) if state.is_file() else {}
+        return read_yaml(state) if state.is_file() else {}
 
     def metric(self, root: str) -> str:
-        """The last value of the metric in the run's log, with its name; nothing before there is one."""
-        prefix = METRICS.get(Path(self.script).name)
-        if not (self.ours and root):
+        """Name and last value of the metric in the run's log, or "" if there is none yet. Raises UserError."""
+        name = Path(self.script).name
+        log = Path(root, f"{name}-logs.csv")
+        if not (self.in_project and root and log.is_file()):
             return ""
-        try:
-            with open(Path(root, f"{Path(self.script).name}-logs.csv"), newline="") as file:
-                rows = list(csv.DictReader(file))
-        except FileNotFoundError:
-            return ""
-        return next((f"{k} {float(v):.4g}" for k, v in (rows[-1] if rows else {}).items() if k.startswith(prefix)), "")
+        last = (read_rows(log) or [{}])[-1]
+        return next((f"{k} {v:.4g}" for k, v in last.items() if k.startswith(SCRIPTS[name].metric)), "")
 
 
 def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     """The trial of a script that `find_script` found.
 
-    Arguments of ours are parsed by the script itself, so order, spelling and defaults written out do not matter; of
-    another script they count as they are. Raises the script's own UserError.
+    The project's scripts parse their arguments themselves: order, spelling and defaults do not change the trial's key,
+    nor does an option in `NOT_IDENTIFYING`. Another script's arguments identify a trial as they are written, with the
+    working directory. Raises the script's own UserError.
     """
-    cwd = os.getcwd()
-    trial = Trial(script, tuple(argv), label, "", dwp_path() / f"exman-{Path(script).name}", cwd)
-    if trial.ours:
-        args = {k: v for k, v in vars(parser_of(script)(argv)).items() if k not in NOT_COUNTED}
-        for name in PATHS:
-            value = args.get(name)
-            if value:
-                args[name] = list(map(os.path.abspath, value)) if isinstance(value, list) else os.path.abspath(value)
+    trial = Trial(script, tuple(argv), label, "", script_folder(script), os.getcwd())
+    if trial.in_project:
+        args = {k: v for k, v in vars(parse_function(script)(argv)).items() if k not in NOT_IDENTIFYING}
         identity = [trial.script_name, args]
     else:
-        identity = [script, list(argv), cwd]
+        identity = [script, list(argv), trial.cwd]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     return replace(trial, key=digest.hexdigest()[:16])
 
 
 def last_line(path: Path, code: int) -> str:
-    """The last line of an error output, or how its process ended where it has none."""
+    """The last line of a file of error output; if the file is empty, how the process ended with this return code."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 10_000))
         lines = file.read().decode(errors="replace").split("\n")
-    how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), f"{how}, nothing on stderr")
+    end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), f"{end}, nothing on stderr")
 
 
-def run(trial: Trial, env: dict[str, str], stop: threading.Event) -> dict[str, Any]:
-    """Run a trial's process to its end, or go on with it, and return its record.
+def run_process(
+    trial: Trial, argv: Sequence[str], env: dict[str, str], lock: int, stop: threading.Event
+) -> tuple[int, bool]:
+    """Run the process of a trial to its end. Returns its return code, and whether it got SIGTERM because of `stop`.
 
-    `state` is busy where it runs elsewhere. `env` is set in its environment. When `stop` is set the process gets
-    SIGTERM, which makes a script of ours write a checkpoint. It does not outlive this process: a watchdog ends it.
+    The process inherits the trial's `lock`. A watchdog ends the process if this one dies.
     """
-    with hold(trial.file("lock")) as lock:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with open(trial.file("out"), "wb") as out, open(trial.file("err"), "wb") as err:
+        process = subprocess.Popen(
+            argv,
+            cwd=trial.cwd,
+            env=inherited | env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            pass_fds=[lock],
+        )
+    watchdog = subprocess.Popen(["sh", "-c", WATCHDOG, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True)
+    terminated = False
+    while process.poll() is None:
+        if stop.is_set() and not terminated:
+            terminated = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
+                os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(POLL)
+    watchdog.communicate(b"\n")
+    return process.returncode, terminated
+
+
+def run_trial(trial: Trial, env: dict[str, str], stop: threading.Event) -> dict[str, Any]:
+    """Run a trial's process to its end, from its checkpoint if it has one, and return the trial's record.
+
+    If another process runs the trial, nothing is done and the `state` is busy. The environment of the process is `env`
+    added to this one's. When `stop` is set, the process gets SIGTERM, after which a project's script writes a
+    checkpoint.
+    """
+    with locked(trial.file("lock")) as lock:
         if lock is None:
             return {"state": "busy"}
         record = trial.record()
         if record["state"] == "finished" or stop.is_set():
             return record
-        go_on = trial.ours and record["root"]
-        argv = [sys.executable, trial.script, *(["--continue", record["root"]] if go_on else trial.argv)]
+        continues = trial.in_project and record["root"]
+        arguments = ["--continue", record["root"]] if continues else trial.argv
         record |= {"state": "running", "attempts": record["attempts"] + 1, "error": ""}
-        if not go_on:
+        if not continues:
             record["root"] = ""
-        trial.write(record)
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        with open(trial.file("out"), "wb") as out, open(trial.file("err"), "wb") as err:
-            process = subprocess.Popen(
-                argv,
-                cwd=trial.cwd,
-                env=inherited | env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                pass_fds=[lock],
-            )
-        watchdog = subprocess.Popen(
-            ["sh", "-c", WATCHDOG, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
-        )
-        asked = False
-        while process.poll() is None:
-            if stop.is_set() and not asked:
-                asked = True
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
-                    os.killpg(process.pid, signal.SIGTERM)
-            time.sleep(POLL)
-        watchdog.communicate(b"\n")
-
-        code = process.returncode
+        trial.write_record(record)
+        code, terminated = run_process(trial, [sys.executable, trial.script, *arguments], env, lock, stop)
         if code == 0:
             record["state"] = "finished"
-        elif asked or code in [-number for number in STOPS] + [128 + number for number in STOPS]:
+        elif terminated or code in [-number for number in STOP_SIGNALS] + [128 + number for number in STOP_SIGNALS]:
             record["state"] = "interrupted"
         else:
             record |= {"state": "failed", "error": last_line(trial.file("err"), code)}
         root = record["root"] or trial.printed_root()
         record["root"] = str(Path(trial.cwd, root)) if root else ""
-        trial.write(record)
+        trial.write_record(record)
         return record

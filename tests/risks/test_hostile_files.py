@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from data import prepare_not_mnist
+from tests.conftest import SMALL
 
-SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "1", "--device", "cpu"]
 GB = 2**30
 
 
@@ -51,16 +51,13 @@ def zip_bomb(path, names, size=10 * GB):
 
 
 @pytest.fixture
-def hostile(script, sandbox, vae_folder, capsys):
+def hostile(refusal, vae_folder, capsys):
     """`hostile(argv, file)`: the command refuses the file, which stands for {} in its arguments; code has not run."""
 
     def run(argv, file):
-        with pytest.raises(SystemExit) as stop:
-            script(argv[0]).main([word.format(file) for word in argv[1:]])
-        err = capsys.readouterr().err
-        assert stop.value.code == 2 and len(err.splitlines()) == 1 and file.name in err, err
-        assert len(err) < 2000 and not (sandbox / "evil").exists()
-        return err
+        capsys.readouterr()
+        err = refusal(argv[0], [word.format(file) for word in argv[1:]])
+        assert file.name in err and len(err) < 2000
 
     vae_folder(7)
     return run
@@ -88,21 +85,21 @@ def test_a_vae_that_runs_code(hostile, sandbox):
 
 @pytest.mark.parametrize("name", ["model.torch", "opt.torch"])
 def test_a_run_to_resume_that_runs_code(hostile, script, sandbox, name):
-    root = script("train-bnn.py").main([*SMALL, "--ens", "1"]).root
+    root = script("train-bnn.py").main([*SMALL, "--epochs", "1", "--ens", "1"]).root
     torch.save({"state": Evil(sandbox)}, root / name)
     hostile(["train-bnn.py", *SMALL, "--resume", str(root)], root / name)
 
 
 def test_a_run_to_continue_that_runs_code(hostile, script, sandbox):
-    root = script("train-bnn.py").main([*SMALL, "--ens", "1"]).root
+    root = script("train-bnn.py").main([*SMALL, "--epochs", "1", "--ens", "1"]).root
     torch.save({"states": Evil(sandbox)}, root / "checkpoint.torch")
     hostile(["train-bnn.py", "--continue", str(root)], root / "checkpoint.torch")
     (root / "params.yaml").write_text(f"name: !!python/object/apply:os.mkdir ['{sandbox}/evil']\n")
     hostile(["train-bnn.py", "--continue", str(root)], root / "params.yaml")
 
 
-def test_a_random_state_that_is_none(hostile, script, sandbox):
-    root = script("train-bnn.py").main([*SMALL, "--ens", "1"]).root
+def test_a_checkpoint_with_senseless_values(hostile, script, sandbox):
+    root = script("train-bnn.py").main([*SMALL, "--epochs", "1", "--ens", "1"]).root
     state = torch.load(root / "checkpoint.torch", weights_only=True)
     for change in ({"epoch": -1}, {"order": torch.zeros(2, 2)}, {"random": {}}, {"states": {}}, {"step": "1"}):
         torch.save({**state, **change}, root / "checkpoint.torch")
@@ -143,7 +140,7 @@ def test_kernels_that_run_code(hostile, sandbox):
 @pytest.mark.parametrize(
     "shape", ["(2000000000, 1, 5, 5)", "(-1, 1, 5, 5)", "(10**99, 1, 5, 5)", f"({10**30}, 1, 5, 5)"]
 )
-def test_kernels_that_are_not_there(hostile, sandbox, shape):
+def test_kernels_that_the_file_does_not_hold(hostile, sandbox, shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
     (sandbox / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
     hostile(KERNELS, sandbox / "x.npy")

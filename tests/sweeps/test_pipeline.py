@@ -1,7 +1,6 @@
-"""The pipeline's stages: run when their arguments, inputs or outputs are others, else not; stopped, they go on."""
+"""The pipeline: which stages run after a change of arguments, inputs or outputs, and after a stop."""
 
 import csv
-import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -10,51 +9,55 @@ import numpy as np
 import pytest
 import yaml
 
-import runs
 import utils
-from experiments import page, pipeline, scales, sweep
+from runs.errors import Stopped
+from sweeps import page, pipeline, scales, stages
+
+SIZES = [f"{stage}{k}x{k}" for k in (7, 5) for stage in ("kernels", "train-vae", "vae")]
+STAGES = ["nets-all", *SIZES, "bnns-all", "figures", "results"]
+ALL = Counter({"train-net.py": 2, "train-vae.py": 2, "train-bnn.py": 4})
 
 
 @pytest.fixture
 def trained(script, monkeypatch):
-    """Sweeps whose trials run in this process, one after the other: how many of each script have been trained.
+    """Sweeps whose trials run in this process, one after the other: the number of trainings by script.
 
-    `trained.stop_after` is the number of further trials after which a sweep is stopped as by Ctrl-C.
+    `trained.stop_after` is the number of further trainings after which a sweep is stopped as by Ctrl-C.
     """
     counts = Counter()
     counts.stop_after = None
 
-    def run_trials(args, name, trials, open_trials, argv):
-        for trial in open_trials:
+    def run_sweep(name, trials, resources, command):
+        for trial in trials:
+            if trial.record()["state"] == "finished":
+                continue
             if counts.stop_after == 0:
-                raise runs.Stopped(2, "stopped")
+                raise Stopped(2, "stopped")
             counts.stop_after = counts.stop_after and counts.stop_after - 1
             file = Path(trial.script).name
             root = script(file).main(list(trial.argv)).root
-            trial.write({"state": "finished", "root": str(root), "attempts": 1, "error": ""})
+            trial.write_record({"state": "finished", "root": str(root), "attempts": 1, "error": ""})
             counts[file] += 1
-        return {}
+        return [Path(trial.record()["root"]) for trial in trials]
 
-    monkeypatch.setattr(sweep, "run_trials", run_trials)
+    monkeypatch.setattr(stages, "run_sweep", run_sweep)
     return counts
 
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Without the pictures, which take most of the time."""
+    """A pipeline without its figures, which take most of the time."""
 
-    def figures(out, *more):
-        with runs.write_whole(out / "elbo.csv") as file:
-            file.write(b"elbo")
-        return [out / "elbo.csv"]
+    def write_figures(folder, *more):
+        return [pipeline.write_csv(folder / "elbo.csv", [{"elbo": 0}])]
 
-    monkeypatch.setattr(pipeline, "figures", figures)
-    monkeypatch.setattr(page, "page", lambda *more: "page")
+    monkeypatch.setattr(pipeline, "write_figures", write_figures)
+    monkeypatch.setattr(page, "page_html", lambda *more: "page")
 
 
 @pytest.fixture
 def run(sandbox, capsys):
-    """Run the pipeline at scale smoke; the stages that were not done before, in order."""
+    """Run the pipeline at scale smoke, and return the stages that were not done before, in order."""
 
     def run(code=0):
         if code:
@@ -63,19 +66,10 @@ def run(sandbox, capsys):
             assert stop.value.code == code
         else:
             pipeline.main(["--scale", "smoke"])
-        lines = [
-            line.split(": ", 1)
-            for line in capsys.readouterr().out.splitlines()
-            if line.split(":")[0] in {*STAGES, "nets-more"}
-        ]
-        return [name for name, rest in lines if rest != "done before"]
+        lines = [line.split(": ", 1) for line in capsys.readouterr().out.splitlines()]
+        return [name for name, *rest in lines if name in {*STAGES, "nets-more"} and rest != ["done before"]]
 
     return run
-
-
-SIZES = [f"{stage}{k}x{k}" for k in (7, 5) for stage in ("kernels", "train-vae", "vae")]
-STAGES = ["nets-all", *SIZES, "bnns-all", "figures", "results"]
-ALL = Counter({"train-net.py": 2, "train-vae.py": 2, "train-bnn.py": 4})
 
 
 def stamp(out, name):
@@ -130,7 +124,7 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
         ["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
         {"train-vae.py": 1, "train-bnn.py": 4},
     )
-    # And back: what was trained before is known by its arguments, and by what the VAE's folder holds.
+    # And back: what was trained before is identified by its arguments, and by the content of the VAE's folder.
     change(monkeypatch, kernels=kernels)
     assert anew() == (["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"], {})
     # More seeds: other kernels, other VAEs, other BNNs.
@@ -172,7 +166,7 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
 
 
 @pytest.mark.parametrize("after", [1, 3, 6])
-def test_a_stopped_pipeline_goes_on(run, trained, plain, after):
+def test_a_stopped_pipeline_continues(run, trained, plain, after):
     trained.stop_after = after
     done = run(code=130)
     assert sum(trained.values()) == after and done[-1] in ("nets-all", "train-vae5x5", "bnns-all")
@@ -189,26 +183,3 @@ def test_other_data_are_refused(run, trained, plain, sandbox, capsys):
         pipeline.main(["--scale", "smoke"])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and len(err.splitlines()) == 1 and "DATA_ROOT: found another notMNIST" in err
-
-
-@pytest.mark.parametrize("scale", scales.SCALES)
-def test_the_scales_are_taken_by_the_commands(scale, script, sandbox):
-    """All arguments at all scales are those of the commands, with kernel sizes that fit together."""
-    spec = scales.SCALES[scale]
-    for grid, shared in spec.nets.values():
-        assert sweep.make_trials(
-            sweep.find_script("train-net.py"), sweep.parse(["x", *shlex.split(grid)]).options, shlex.split(shared)
-        )
-    for k, (nets, min_norm, vae) in spec.kernels.items():
-        assert set(nets) <= set(spec.nets) and min_norm >= 0
-        script("train-vae.py").parse(["--kernel_dim", str(k), "--data_dir", "x", *shlex.split(vae)])
-    assert {name for nets, *_ in spec.kernels.values() for name in nets} == set(spec.nets)
-    places = {f"vae{k}x{k}": "x" for k in spec.kernels}
-    for grid, shared in spec.bnns.values():
-        words = [word.format(**places) for word in shlex.split(shared)]
-        trials = sweep.make_trials(
-            sweep.find_script("train-bnn.py"), sweep.parse(["x", *shlex.split(grid)]).options, words
-        )
-        assert len(trials) >= 4
-        args = script("train-bnn.py").parse(list(trials[0].argv))
-        assert set(spec.by.split()) <= set(vars(args))

@@ -1,0 +1,132 @@
+"""The stages of a pipeline. A stage is skipped if its arguments and the hashes of its files are those of its stamp."""
+
+import functools
+import hashlib
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from runs.directory import script_folder
+from runs.errors import UserError
+from runs.files import atomic_write, read_yaml, sha256, write_yaml
+from sweeps.cluster import Resources, run_sweep
+from sweeps.grid import make_trials, split_options
+from sweeps.trials import SCRIPTS, find_script
+
+MISSING = "missing"  # instead of a file's hash
+
+
+class Context(NamedTuple):
+    """What all stages of a pipeline share: its folder, the resources of trials, and the command that continues it."""
+
+    out: Path
+    resources: Resources
+    command: str
+
+
+def file_hashes(files: Sequence[Path]) -> dict[str, str]:
+    """The SHA-256 of each file by its path, or MISSING."""
+    return {str(file): sha256(file) if file.is_file() else MISSING for file in files}
+
+
+def read_stamp(file: Path) -> dict:
+    """The arguments, inputs and outputs of a completed stage; empty if the stamp does not exist or is damaged."""
+    if not file.exists():
+        return {}
+    try:
+        stamp = read_yaml(file)
+    except UserError as error:
+        print(f"{error}; the stage runs again", file=sys.stderr)
+        return {}
+    kinds = {key: type(value) for key, value in stamp.items()}
+    return stamp if kinds == {"arguments": list, "inputs": dict, "outputs": dict} else {}
+
+
+def run_stage(
+    out: Path,
+    name: str,
+    arguments: Sequence[str],
+    inputs: Sequence[Path],
+    make: Callable[[], Sequence[Path]],
+    discard: Callable[[Path], None] | None = None,
+) -> list[Path]:
+    """Run a stage, unless its stamp has the same arguments, inputs and outputs, and return the output files.
+
+    Parameters
+    ----------
+    out : folder of the pipeline.
+    name : of the stage; its stamp is `stages/<name>.yaml`.
+    arguments : all that the output depends on, beside the inputs.
+    inputs : files that the stage reads. Their order and content count, their paths do not.
+    make : writes the output files and returns their paths. Raises UserError if one does not exist then.
+    discard : called first with each output file of the stamp that is missing or was changed.
+    """
+    file = out / "stages" / f"{name}.yaml"
+    arguments, found = list(arguments), file_hashes(inputs)
+    stamp = read_stamp(file)
+    outputs = [Path(path) for path in stamp.get("outputs", ())]
+    current = file_hashes(outputs)
+    changed = [path for path in outputs if current[str(path)] != stamp["outputs"][str(path)]]
+    same = stamp and stamp["arguments"] == arguments and list(stamp["inputs"].values()) == list(found.values())
+    if same and not changed:
+        print(f"{name}: done before", flush=True)
+        return outputs
+    print(f"{name}: {shlex.join(arguments)}", flush=True)
+    for path in changed if discard else ():
+        discard(path)
+    made = file_hashes(make())
+    missing = [path for path, digest in made.items() if digest == MISSING]
+    if missing:
+        raise UserError(f"{name}: found no {missing[0]}, expected the stage to write it")
+    write_yaml(file, {"arguments": arguments, "inputs": found, "outputs": made})
+    return [Path(path) for path in made]
+
+
+def discard_run(script: str, file: Path) -> None:
+    """Move the run directory of a file to tmp/, so that a sweep trains the run again. Raises UserError."""
+    base, run = script_folder(script), file.parent
+    if run.parent != base / "runs" or not run.is_dir():
+        return
+    try:
+        run.rename(base / "tmp" / run.name)
+        (base / "index" / f"{run.name}.yaml").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be moved to tmp/: {error.strerror}") from None
+    print(f"{file}: missing or changed; its run is moved to tmp/ and trained again", file=sys.stderr)
+
+
+def sweep_stage(
+    context: Context, name: str, script: str, grid: str, shared: Sequence[str], inputs: Sequence[Path] = ()
+) -> list[Path]:
+    """A sweep as a stage: `params.yaml`, log and weights of each trial. A run with a changed file is trained again.
+
+    `grid` and `shared` are the arguments before and after `--`; the trials read the files in `inputs`.
+    """
+    options = shlex.split(grid)
+
+    def make() -> list[Path]:
+        trials = make_trials(find_script(script), split_options(options)[1], shared)
+        roots = run_sweep(f"{context.out.name}-{name}", trials, context.resources, context.command)
+        return [
+            root / file for root in roots for file in ("params.yaml", f"{script}-logs.csv", SCRIPTS[script].weights)
+        ]
+
+    return run_stage(
+        context.out, name, [script, *options, "--", *shared], inputs, make, functools.partial(discard_run, script)
+    )
+
+
+def store_by_content(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
+    """Write files by name into `<folder>-<hash of their contents>`, and return their paths.
+
+    The hash ignores YAML files, whose times and paths change from run to run. Trials whose arguments name such a folder
+    are therefore identified by its content.
+    """
+    hashed = b"".join(content for name, content in contents.items() if not name.endswith(".yaml"))
+    target = folder.with_name(f"{folder.name}-{hashlib.sha256(hashed).hexdigest()[:8]}")
+    for name, content in contents.items():
+        with atomic_write(target / name) as file:
+            file.write(content)
+    return [target / name for name in contents]

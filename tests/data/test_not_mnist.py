@@ -1,0 +1,79 @@
+"""notMNIST: its files, its recipe on fonts, and its archive."""
+
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import utils
+from data import not_mnist, prepare_not_mnist
+from data.idx import parse_idx, read_idx_bytes
+from runs.errors import UserError
+
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def test_not_idx(tmp_path, sandbox):
+    path = sandbox / "data" / "not-mnist" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="not-mnist t10k labels"):
+        utils.load_data("not-mnist")
+    shutil.rmtree(sandbox / "data")
+    with pytest.raises(UserError, match="prepare_not_mnist"):
+        utils.load_data("not-mnist")
+
+
+def test_not_mnist_from_fonts(tmp_path, monkeypatch, capsys):
+    fonts = tmp_path / "fonts"
+    fonts.mkdir()
+    for font in FONTS.glob("*.ttf"):
+        shutil.copy(font, fonts)
+    shutil.copy(FONTS / "DejaVuSans.ttf", fonts / "copy.ttf")
+    (fonts / "broken.ttf").write_bytes(b"no font")
+    prepare_not_mnist.main(["--fonts", str(fonts), "--root", str(tmp_path), "--test_share", "0.5"])
+    out = capsys.readouterr().out
+    assert "1 unreadable fonts" in out and "fonts without Latin capitals" in out
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    train, test = utils.load_data("not-mnist")
+    assert set(train.labels.tolist()) == set(test.labels.tolist()) == set(range(10))
+    images = np.concatenate([train.images.numpy(), test.images.numpy()]).reshape(-1, 28, 28)
+    assert len({image.tobytes() for image in images}) == len(images)
+    lit = images > 64
+    assert (lit.any(1).sum(1).clip(0) >= 26).mean() > 0.1 and (lit.any(2).sum(1) >= 26).mean() > 0.8
+    families = {g[2] for path in fonts.glob("DejaVuS*") for g in not_mnist.glyphs_of_font(path)}
+    assert len({not_mnist.is_test(name, 0.5) for name in families}) == 2
+    assert not_mnist.glyphs_of_font(FONTS / "STIXSizOneSymReg.ttf") == []
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_not_mnist_from_its_archive(tmp_path, monkeypatch, capsys, packed):
+    rng = np.random.default_rng(0)
+    source = tmp_path / "notMNIST_small"
+    for letter in "ABCDEFGHIJ":
+        (source / letter).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(source / letter / f"font{i}.png")
+    (source / "A" / "damaged.png").write_bytes(b"")
+    shutil.copy(source / "B" / "font0.png", source / "B" / "again.png")
+    archive = source
+    if packed:
+        archive = tmp_path / "notMNIST_small.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(source, "notMNIST_small")
+            member = tarfile.TarInfo("../../outside/A/evil.png")
+            tar.addfile(member, io.BytesIO(b""))
+    prepare_not_mnist.main(["--archive", str(archive), "--root", str(tmp_path / "root"), "--test_share", "0.4"])
+    out = capsys.readouterr().out
+    assert f"{1 + packed} unreadable images, 1 duplicates" in out
+    raw = tmp_path / "root" / "not-mnist" / "MNIST" / "raw"
+    images = parse_idx(read_idx_bytes(raw / "train-images-idx3-ubyte"), "")
+    labels = parse_idx(read_idx_bytes(raw / "train-labels-idx1-ubyte"), "")
+    first = np.asarray(Image.open(source / "ABCDEFGHIJ"[labels[0]] / "font0.png"))
+    assert len(images) + len(parse_idx(read_idx_bytes(raw / "t10k-labels-idx1-ubyte"), "")) == 80
+    stems = [np.asarray(Image.open(p)) for p in sorted((source / "ABCDEFGHIJ"[labels[0]]).glob("font*.png"))]
+    assert first.shape == (28, 28) and any((images[0] == image).all() for image in stems)

@@ -1,0 +1,96 @@
+"""The commands that extract, draw and measure kernels, and measure VAEs."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import utils
+from experiments import elbo_table, extract_kernels, plot_kernels, vae_stats
+from models.build import build_vae
+from tests.conftest import SMALL
+
+
+def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
+    for seed in ("1", "2"):
+        script("train-net.py").main([*SMALL, "--seed", seed, "--epochs", "1"])
+    pattern = str(sandbox / "logs" / "exman-train-net.py" / "runs" / "*")
+    out = sandbox / "fconv"
+    argv = ["--runs", pattern, "--out", str(out)]
+    extract_kernels.main(argv)
+    assert not out.exists() and "24 kernels of 2 networks" in capsys.readouterr().out
+
+    networks = [torch.load(p, weights_only=True) for p in sorted(sandbox.glob("logs/*/runs/*/model.torch"))]
+    conv2 = torch.cat([state["features.conv2.weight"].reshape(-1, 1, 5, 5) for state in networks])
+    norms = conv2.double().square().sum((1, 2, 3)).sqrt()
+    threshold = norms.sort().values[10].item() - 1e-6
+    extract_kernels.main([*argv, "--min_norm_7x7", "0", "--min_norm_5x5", str(threshold), "--near", "0"])
+    train, test = (np.load(out / "conv5x5" / f"{part}.npy") for part in ("train", "test"))
+    assert len(test) == 3 and len(train) == 11 and train.dtype == np.float32
+    expected = {kernel.numpy().tobytes() for kernel in conv2[norms >= threshold]}
+    assert {kernel.tobytes() for kernel in np.concatenate([train, test])} == expected
+    for options, message in (
+        (["--min_norm_7x7", "1e9"], "keeps 0 kernels"),
+        (["--min_norm_3x3", "1"], "--min_norm_3x3: the 2 networks have no 3x3 kernels"),
+    ):
+        with pytest.raises(SystemExit):
+            extract_kernels.main([*argv, *options])
+        assert message in capsys.readouterr().err
+    extract_kernels.main([*argv, "--min_norm_7x7", "0", "--figure", str(out / "norms.png")])
+    assert (out / "norms.png").read_bytes()[1:4] == b"PNG"
+
+    plot_kernels.main(["--conv", str(out / "conv7x7"), "--vae", vae_folder(7), "--out", str(out / "figures")])
+    assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}
+
+
+def test_vae_stats(sandbox, vae_folder):
+    """The KL under N(0, 1) is torch's, and that under the VAE is the mean of many draws of torch's distributions."""
+    kernels = np.random.default_rng(0).standard_normal((20, 1, 5, 5)).astype(np.float32)
+    np.save(sandbox / "test.npy", kernels)
+    argv = ["--vae", vae_folder(5), "--data", str(sandbox), "--out", str(sandbox / "stats"), "--kernels", "12"]
+    vae_stats.main([*argv, "--samples", "400"])
+    assert {p.name for p in (sandbox / "stats").iterdir()} == {"reconstructions.png", "samples.png", "kl.png", "kl.csv"}
+    with open(sandbox / "stats" / "kl.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kernels"] for row in rows} == {"real", "noise"}
+    torch.manual_seed(0)
+    w = torch.from_numpy(kernels).double()[torch.randperm(20)[:12]]
+    row = next(row for row in rows if row["kernels"] == "real" and float(row["posterior_variance"]) == 1e-4)
+    q = torch.distributions.Normal(w, 0.01)
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum() / 12
+    assert float(row["kl_normal"]) == pytest.approx(expected.item())
+    # The bound under the VAE is -H[q] - E log p(w|z) + KL(r || p).
+    vae = utils.load_vae(vae_folder(5)).double()
+    draws = []
+    for _ in range(400):
+        sample = q.sample()
+        r = torch.distributions.Normal(*(t**p for t, p in zip(vae.encode(sample), (1, 0.5), strict=True)))
+        z = r.sample()
+        p = torch.distributions.Normal(*(t**p for t, p in zip(vae.decode(z), (1, 0.5), strict=True)))
+        kl = torch.distributions.kl_divergence(r, torch.distributions.Normal(0.0, 1.0)).sum()
+        draws.append((kl - p.log_prob(sample).sum() - q.entropy().sum()).item() / 12)
+    error = np.hypot(np.std(draws) / 20, float(row["kl_dwp_error"]))
+    assert abs(np.mean(draws) - float(row["kl_dwp"])) < 4 * error
+
+
+def test_the_table_of_elbos(vae_folder, tmp_path, capsys):
+    """The ELBO of a VAE whose weights are all 0 is that of a Gaussian, minus the KL of a fixed r(z|w)."""
+    folder = Path(vae_folder(3))
+    vae = build_vae(3, 2, 4)
+    for p in vae.parameters():
+        p.data.zero_()  # w and z have the mean 0 and the variance softplus(0) = log 2
+    torch.save(vae.state_dict(), folder / "vae_params.torch")
+    kernels = np.random.default_rng(0).standard_normal((50, 1, 3, 3)).astype(np.float32)
+    np.save(tmp_path / "test.npy", kernels)
+    table = elbo_table.main(["--vaes", str(folder), "--data", str(tmp_path), "--samples", "2"])
+    kl = 2 * 0.5 * (math.log(2) - math.log(math.log(2)) - 1)
+    expected = scipy.stats.norm(0, math.sqrt(math.log(2))).logpdf(kernels).sum((1, 2, 3)) - kl
+    assert table[0][1] == pytest.approx(expected.mean(), rel=1e-5)
+    assert table[0][2] == pytest.approx(expected.std(ddof=1) / 50**0.5, rel=1e-4)
+    with pytest.raises(SystemExit):
+        elbo_table.main(["--vaes", str(folder), vae_folder(5), "--data", str(tmp_path)])
+    assert "expected one kernel size" in capsys.readouterr().err

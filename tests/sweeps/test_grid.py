@@ -1,0 +1,46 @@
+"""The trials of a grid, and the files that name the options and the trials of a sweep."""
+
+import pytest
+
+from runs.directory import ROOT
+from sweeps.__main__ import main
+from sweeps.grid import make_trials, split_options
+
+GRIDS = [
+    (["--seed", "3..5"], ["--seed 3", "--seed 4", "--seed 5"]),
+    (["--seed", "0..1", "7"], ["--seed 0", "--seed 1", "--seed 7"]),
+    (["--seed=4..4"], ["--seed 4"]),
+    (["--lr", "1e-3", "0.1", "--seed", "1..2"], [f"--lr {a} --seed {b}" for a in ("1e-3", "0.1") for b in (1, 2)]),
+    (["--hid_dim", "3 4", "5 6"], ["--hid_dim 3 4", "--hid_dim 5 6"]),
+    (["--milestones", "", "2 3"], ["--milestones", "--milestones 2 3"]),
+    ([], [""]),
+]
+
+
+@pytest.mark.parametrize("words, labels", GRIDS)
+def test_the_grid(words, labels, sandbox):
+    first, options = split_options(words)
+    found = make_trials(str(ROOT / "train-net.py"), options, ["--epochs", "2"])
+    assert not first and [trial.label for trial in found] == labels
+    assert [trial.argv for trial in found] == [("--epochs", "2", *label.split()) for label in labels]
+    assert len({trial.key for trial in found}) == len(labels)
+
+
+def test_the_grid_in_a_file(sandbox, capsys):
+    file = sandbox / "grid.yaml"
+    file.write_text("seed: 0..1\nhid_dim: [3 4, 5 6]\nlr: 1e-3\n")
+    main(["train-net.py", "--grid", str(file), "--bs", "8", "16", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    seeds = [f"--seed {s} --hid_dim {h} --lr 1e-3 --bs {b}" for s in (0, 1) for h in ("3 4", "5 6") for b in (8, 16)]
+    assert [line.split("  waiting")[0].strip() for line in lines[2:-1]] == seeds
+    assert lines[-1] == "8 trials: 8 waiting"
+    assert not (sandbox / "logs").exists()
+
+
+@pytest.mark.parametrize("text", ["", "script: 3\n", "script: x\ncwd: y\nshared: '\"'\ntrials: {a: b}\n"])
+def test_a_damaged_sweep(sandbox, capsys, text):
+    (sandbox / "logs" / "sweeps" / "x").mkdir(parents=True)
+    (sandbox / "logs" / "sweeps" / "x" / "sweep.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["--status"])
+    assert stop.value.code == 2 and "sweeps/x/sweep.yaml" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""train-net.py, end to end on small data: log, files, penalties, frozen convs, and networks made from a trained one."""
+
+import pytest
+import torch
+
+from models.fconv import FConv
+from runs.checkpoint import load_pretrained
+from tests.conftest import SMALL, network_argv, read_log
+
+COLUMNS = ["t", "loss", "train_nll", "test_nll", "train_acc", "test_acc", "lr", "sec", "l2_norm", "dwp_reg"]
+
+
+@pytest.mark.parametrize("net_cfg", ["vanilla", "vanilla-do"])
+def test_train_net_then_a_bayesian_network_from_it(script, sandbox, net_cfg):
+    do = ["--do", "0.2", "0.3"] if "do" in net_cfg else []
+    run = script("train-net.py").main([*SMALL, "--net_cfg", net_cfg, "--l2", "0.01", *do])
+    row = read_log(run.root)[-1]
+    assert list(row) == COLUMNS
+    state = torch.load(run.root / "model.torch", weights_only=True)
+    features = [value for name, value in state.items() if name.startswith("features.")]
+    assert row["l2_norm"] == pytest.approx(sum(v.double().square().sum().item() for v in features), rel=1e-5)
+
+    still = script("train-net.py").main(
+        [*SMALL, "--net_cfg", net_cfg, "--l2", "0.01", *do, "--lr", "1e-12", "--resume", str(run.root)]
+    )
+    still_row = read_log(still.root)[-1]
+    l2_term = still_row["loss"] - still_row["train_nll"]
+    assert l2_term == pytest.approx(0.01 * still_row["l2_norm"], rel=1e-4)
+    opts = [torch.load(r.root / "opt.torch", weights_only=True) for r in (run, still)]
+    assert [opt["state"][0]["step"] for opt in opts] == [4, 8]  # the optimizer continues from its state
+
+    net = FConv("bayes-1-0", (3, 4))
+    load_pretrained(net, str(run.root / "model.torch"))
+    torch.testing.assert_close(net.features.conv1.mean.weight, state["features.conv1.weight"])
+    torch.testing.assert_close(net.classifier.bias, state["classifier.bias"])
+    assert (net.features.conv1.var["weight"] == -10).all()
+    argv = ["--init_list", "pretrained", "--pretrained", str(run.root / "model.torch"), "--net_cfg", "bayes-1-0"]
+    script("train-bnn.py").main([*SMALL, *argv, "--ens", "2"])
+
+
+def test_a_frozen_feature_extractor(small_inputs, script, tmp_path):
+    """`--rfe 1` trains the classifier and the batch norms; what comes from a checkpoint stays in the convs."""
+    module = script("train-net.py")
+    first = module.main(network_argv(small_inputs, "cifarnet", "vanilla", "xavier", 1))
+    argv = [*network_argv(small_inputs, "cifarnet", "vanilla", "pretrained"), "--rfe", "1"]
+    argv[argv.index("--pretrained") + 1] = str(first.root / "model.torch")
+    second = module.main(argv)
+    a, b = (torch.load(run.root / "model.torch", weights_only=True) for run in (first, second))
+    changed = {name for name in a if not torch.equal(a[name], b[name])}
+    assert not any(".conv" in name for name in changed)
+    assert {"features.bn1.weight", "features.bn4.bias", "classifier.fc1.weight", "classifier.linear.bias"} <= changed
+
+
+def test_fastconv_counts_steps(small_inputs, script):
+    argv = network_argv(small_inputs, "fconv", "vanilla", "xavier", 5)
+    run = script("train-net.py").main([*argv, "--fastconv", "1", "--eval_freq", "4"])
+    assert [row["t"] for row in run.rows] == [1, 4, 8, 10]  # 5 epochs of 2 steps
+    run = script("train-net.py").main([*argv, "--eval_freq", "4"])
+    assert [row["t"] for row in run.rows] == [1, 4, 5]
+
+
+def test_dwp_reg_is_added_to_the_loss(small_inputs, script):
+    argv = [*network_argv(small_inputs, "fconv", "vanilla", "vae"), "--lr", "1e-12", "--bs", "20", "--l2", "0.1"]
+    row = script("train-net.py").main([*argv, "--dwp_reg", "0.01", "--dwp_samples", "50"]).rows[-1]
+    rest = row["loss"] - row["train_nll"] - 0.1 * row["l2_norm"]
+    assert rest == pytest.approx(0.01 * row["dwp_reg"], rel=0.02)
