@@ -24,6 +24,14 @@ MARK = "DWP_TEST_SWEEP"  # an environment variable of all processes that a test 
 EPOCHS = 6  # of the trainings that are held
 
 
+@pytest.fixture(scope="module", autouse=True)
+def interrupts():
+    """SIGINT is not ignored, as it is where a shell started the tests in the background; processes inherit that."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture
 def other_script(sandbox):
     """`other_script(text)` writes other.py, which is none of the project's scripts, and returns its path."""
