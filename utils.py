@@ -92,21 +92,31 @@ def load_split(
 def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
     """Indices (num_examples,) of a class-stratified subset by scikit-learn's `train_test_split`, as published.
 
-    Raises UserError unless the subset and the rest both hold at least one image per class.
+    Raises UserError where a class would have no image, or the data set does not hold as many images.
     """
     from sklearn.model_selection import train_test_split
 
-    classes = len(labels.unique())
-    if not classes <= num_examples <= len(labels) - classes:
-        raise UserError(
-            f"--num_examples: found {num_examples}, expected {classes} (one per class) to {len(labels) - classes}"
-        )
+    every, names = labels.cpu().numpy(), np.unique(labels.cpu())
+    label = f"--num_examples: found {num_examples}, expected"
+    if not len(names) <= num_examples <= len(every) - len(names):
+        raise UserError(f"{label} {len(names)} (one per class) to {len(every) - len(names)}")
+
+    def draw(n: int) -> np.ndarray:
+        index, _ = train_test_split(np.arange(len(every)), train_size=n, random_state=seed, stratify=every)
+        return index
+
     try:
-        index, _ = train_test_split(
-            np.arange(len(labels)), train_size=num_examples, random_state=seed, stratify=labels.cpu().numpy()
-        )
-    except ValueError as error:  # e.g. for a class with a single image
-        raise UserError(f"--num_examples: found {num_examples}: {error}") from None
+        index = drawn = draw(num_examples)
+        # The shares of rare classes are rounded, so a class can be left out although there is one image per class.
+        enough = num_examples
+        while len(np.unique(every[drawn])) < len(names):
+            enough += 1
+            drawn = draw(enough)
+    except ValueError as error:  # a class with a single image, for one
+        raise UserError(f"{label} other classes: {error}") from None
+    if enough > num_examples:
+        missing = np.setdiff1d(names, every[index])
+        raise UserError(f"{label} at least {enough}: with seed {seed} no image of class {missing[0]} is drawn")
     return torch.from_numpy(index)
 
 
@@ -178,6 +188,11 @@ def load_kernels(path: str | Path, kernel_dim: int | None = None) -> Tensor:
     return torch.from_numpy(kernels)
 
 
+def is_conv_weight(name: str, value: Tensor) -> bool:
+    """Whether an entry of a network's state dict holds the weights, or posterior means, of a convolution."""
+    return name.endswith(".weight") and value.ndim == 4 and not name.endswith(".var.weight") and ".prior." not in name
+
+
 def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
     """All square convolution kernels of a network's state dict, by size k: (n, 1, k, k), layers in order.
 
@@ -185,12 +200,7 @@ def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
     """
     found: dict[int, list[Tensor]] = {}
     for name, weight in state.items():
-        if (
-            name.endswith(".weight")
-            and weight.ndim == 4
-            and weight.shape[2] == weight.shape[3]
-            and not name.endswith(".var.weight")
-        ):
+        if is_conv_weight(name, weight) and weight.shape[2] == weight.shape[3]:
             k = weight.shape[-1]
             found.setdefault(k, []).append(weight.reshape(-1, 1, k, k))
     return {k: torch.cat(kernels) for k, kernels in found.items()}
@@ -203,7 +213,7 @@ def shown_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     shown = {}
     for name, weight in state.items():
-        if name.endswith(".weight") and weight.ndim == 4 and not name.endswith(".var.weight"):
+        if is_conv_weight(name, weight):
             kernels = weight.flatten(0, 1).unsqueeze(1)
             index = torch.linspace(0, len(kernels) - 1, min(SHOWN_KERNELS, len(kernels))).long()
             shown[name.removesuffix(".weight").removesuffix(".mean")] = kernels[index].cpu().contiguous()

@@ -76,9 +76,12 @@ def from_fonts(folders: list[Path]) -> tuple[list[Glyph], Counter]:
 
 
 def archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the PNG files of a folder or a tar archive. Nothing is unpacked to disk. Raises ValueError."""
+    """(name, bytes) of the PNG files of a folder or a tar archive, in any order. Nothing is unpacked to disk.
+
+    Raises ValueError where the archive cannot be read.
+    """
     if path.is_dir():
-        for file in sorted(path.rglob("*.png")):
+        for file in path.rglob("*.png"):
             yield file.relative_to(path.parent).as_posix(), file.read_bytes()[:MAX_BYTES]
         return
     try:
@@ -91,8 +94,11 @@ def archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
-    """The images in the archive's folders A-J, and counts of images left out."""
-    glyphs, dropped = [], Counter()
+    """The images in the archive's folders A-J, by letter and file name, and counts of what was left out.
+
+    The order is that of the names, however the archive is packed, since a split seed picks images by their place.
+    """
+    found, dropped = [], Counter()
     for name, content in tqdm(archive_files(path), desc="images", disable=None):
         letter = PurePosixPath(name).parent.name
         if letter not in LETTERS or len(letter) != 1:
@@ -101,10 +107,11 @@ def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
             image = Image.open(io.BytesIO(content), formats=["PNG"])
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.size}")
-            glyphs.append((np.asarray(image.convert("L")), LETTERS.index(letter), PurePosixPath(name).stem))
+            glyph = (np.asarray(image.convert("L")), LETTERS.index(letter), PurePosixPath(name).stem)
+            found.append(((letter, PurePosixPath(name).name, name), glyph))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             dropped["unreadable images"] += 1
-    return glyphs, dropped
+    return [glyph for _, glyph in sorted(found, key=lambda item: item[0])], dropped
 
 
 def drop_duplicates(glyphs: list[Glyph]) -> list[Glyph]:

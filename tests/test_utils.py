@@ -8,6 +8,7 @@ from sklearn.model_selection import train_test_split
 import utils
 from models.bayes import set_mode
 from models.fconv import FConv
+from runs.errors import UserError
 
 
 def test_the_split_is_scikit_learns():
@@ -80,3 +81,16 @@ def test_augmented_images_are_crops_and_flips():
         assert len(crops) == 1
         seen.update(crops)
     assert {flip for *_, flip in seen} == {1, -1} and {top for top, *_ in seen} == set(range(9))
+
+
+def test_a_split_that_leaves_a_class_out_is_refused():
+    """With SVHN's class counts and 10 images, class 9 gets none; the smallest number that works is named, and works."""
+    counts = [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659]
+    labels = torch.repeat_interleave(torch.arange(10), torch.tensor(counts))
+    for seed in range(3):
+        with pytest.raises(UserError, match=r"--num_examples: found 10, expected at least (\d+): .* class") as error:
+            utils.few_shot_split(labels, 10, seed)
+        enough = int(str(error.value).split("at least ")[1].split(":")[0])
+        assert len(labels[utils.few_shot_split(labels, enough, seed)].unique()) == 10
+        with pytest.raises(UserError):
+            utils.few_shot_split(labels, enough - 1, seed)

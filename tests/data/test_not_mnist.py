@@ -77,3 +77,25 @@ def test_not_mnist_from_its_archive(tmp_path, monkeypatch, capsys, packed):
     assert len(images) + len(parse_idx(read_idx_bytes(raw / "t10k-labels-idx1-ubyte"), "")) == 80
     stems = [np.asarray(Image.open(p)) for p in sorted((source / "ABCDEFGHIJ"[labels[0]]).glob("font*.png"))]
     assert first.shape == (28, 28) and any((images[0] == image).all() for image in stems)
+
+
+def test_a_folder_and_its_archive_give_the_same_images_in_the_same_order(tmp_path, capsys):
+    """So a split seed picks the same images from both, and from an archive that was packed in another order."""
+    rng = np.random.default_rng(0)
+    source = tmp_path / "notMNIST_small"
+    for letter in "ABCDEFGHIJ":
+        (source / letter).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(source / letter / f"font{i}.png")
+    files = sorted(source.rglob("*.png"))
+    packed = {"forward.tar": files, "backward.tar.gz": files[::-1]}
+    for name, order in packed.items():
+        with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as tar:
+            for file in order:
+                tar.add(file, f"./{file.relative_to(tmp_path)}" if name == "forward.tar" else file.relative_to(source))
+    written = []
+    for archive in (source, *(tmp_path / name for name in packed)):
+        root = tmp_path / f"root-{archive.name}"
+        prepare_not_mnist.main(["--archive", str(archive), "--root", str(root), "--test_share", "0.4"])
+        written.append([p.read_bytes() for p in sorted((root / "not-mnist" / "MNIST" / "raw").iterdir())])
+    assert len(written[0]) == 4 and written[0] == written[1] == written[2]
