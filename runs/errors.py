@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from runs.streams import optional_streams
+
 
 class UserError(ValueError):
     """A mistake that the user can correct: one line that names the option or file, the value found, and what is valid.
@@ -43,20 +45,22 @@ def require_packages(label: str, *names: str) -> None:
 def one_line_errors(main: Callable) -> Callable:
     """Decorate a command's `main(argv)`: a `UserError` or a signal ends the process with one line on stderr.
 
-    The exit code is 2 for a `UserError`, and 128 + the signal's number after a signal: 130 for SIGINT, 143 for SIGTERM.
+    The exit code is 2 for a `UserError`, and 128 + the signal's number after a signal: 130 for SIGINT, 143 for SIGTERM,
+    129 for SIGHUP. A standard stream that fails ends nothing (`runs.streams`).
     """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None):
-        try:
-            return main(argv)
-        except UserError as error:
-            code, line = 2, f"error: {error}"
-        except Stopped as stopped:
-            code, line = 128 + stopped.number, str(stopped)
-        except KeyboardInterrupt:
-            code, line = 128 + signal.SIGINT, "interrupted"
-        print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(code)
+        with optional_streams():
+            try:
+                return main(argv)
+            except UserError as error:
+                code, line = 2, f"error: {error}"
+            except Stopped as stopped:
+                code, line = 128 + stopped.number, str(stopped)
+            except KeyboardInterrupt:
+                code, line = 128 + signal.SIGINT, "interrupted"
+            print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
+            sys.exit(code)
 
     return wrapped

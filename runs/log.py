@@ -1,5 +1,6 @@
 """The log of a run: rows that are appended to a CSV file, to a text file, to the terminal and to TensorBoard."""
 
+import contextlib
 import csv
 import io
 import os
@@ -12,6 +13,7 @@ import tabulate
 
 from runs.errors import UserError
 from runs.files import atomic_write
+from runs.streams import stream_failures
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -66,6 +68,7 @@ class Log:
         self.csv = root / f"{script}-logs.csv"
         self.text = root / f"{script}-logs.out"
         self.rows: list[Row] = []
+        self._noted: list[str] = []  # failures of the standard streams
         self._events: SummaryWriter | None = None
 
     def restart(self, n: int) -> None:
@@ -95,6 +98,15 @@ class Log:
         self._write_events([row])
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+        self._note_failures()
+
+    def _note_failures(self) -> None:
+        """Say once in the text log that a standard stream has failed, since the stream cannot say it."""
+        new = [failure for failure in stream_failures() if failure not in self._noted]
+        self._noted += new
+        if new:
+            with contextlib.suppress(OSError), open(self.text, "a") as file:
+                file.writelines(f"# {failure}; the run continues without it\n" for failure in new)
 
     def sync(self) -> None:
         """Force the rows to the disk, so that no checkpoint counts rows that a power failure can lose."""

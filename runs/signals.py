@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as requests to stop after a checkpoint."""
+"""SIGINT, SIGTERM and SIGHUP as a request to stop soon, with nothing lost."""
 
 import signal
 import threading
@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 from runs.errors import Stopped
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Yield a list that receives the number of a stop signal, for polling. A second signal raises `Stopped` at once.
 
+    A signal that the process ignores stays ignored: under `nohup` that is SIGHUP, which is sent when a terminal closes.
     Only the main thread of a process can handle signals; in another thread the list stays empty.
     """
     received: list[int] = []
@@ -26,7 +27,8 @@ def stop_signals() -> Iterator[list[int]]:
         if len(received) > 1:
             raise Stopped(number, f"stopped at once by a second signal, {signal.Signals(number).name}")
 
-    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield received
     finally:
