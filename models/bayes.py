@@ -75,11 +75,16 @@ class BayesLayer(nn.Module):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the pre-activations under the posterior, each of the output's shape."""
         v = self.linear_map(x.square(), self.log_variance().exp())
-        return self.mean(x), (v + VARIANCE_FLOOR).sqrt()
+        # In float16 the floor would be 0, so there it is the square of the rounding error of 1.
+        limits = torch.finfo(v.dtype)
+        return self.mean(x), (v + (VARIANCE_FLOOR if limits.tiny < VARIANCE_FLOOR else limits.eps**2)).sqrt()
 
     def kl(self) -> Tensor:
-        """KL(q || prior) of the layer's weights, a scalar in nats; an estimate for a `SampledPrior`."""
-        return self.prior.kl(self.mean.weight, self.log_variance())
+        """KL(q || prior) of the layer's weights, a scalar in nats; an estimate where the prior samples."""
+        mean, log_variance = self.mean.weight, self.log_variance()
+        if mean.dtype in (torch.float16, torch.bfloat16):
+            mean, log_variance = mean.float(), log_variance.float()
+        return self.prior.kl(mean, log_variance)
 
 
 class BayesConv2d(BayesLayer):
@@ -87,7 +92,7 @@ class BayesConv2d(BayesLayer):
 
     Parameters
     ----------
-    in_channels, out_channels, kernel_size, options : as in `torch.nn.Conv2d`, padding with zeros.
+    in_channels, out_channels, kernel_size, options : as in `torch.nn.Conv2d`.
     log_variance, truncated : as in `BayesLayer`.
     """
 
@@ -103,16 +108,23 @@ class BayesConv2d(BayesLayer):
         super().__init__(nn.Conv2d(in_channels, out_channels, kernel_size, **options), log_variance, truncated)
 
     def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolution of x (n, in, h, w)."""
-        mean = self.mean
-        return F.conv2d(x, weight, None, mean.stride, mean.padding, mean.dilation, mean.groups)
+        """Convolution of x (n, in, h, w), padded as `mean` pads: of x^2 the padding is that of x, squared."""
+        return self.mean._conv_forward(x, weight, None)
 
 
 class BayesLinear(BayesLayer):
-    """A Bayesian linear layer; parameters as of `torch.nn.Linear` and `BayesLayer`."""
+    """A Bayesian linear layer.
 
-    def __init__(self, in_features: int, out_features: int, log_variance: float = -10.0):
-        super().__init__(nn.Linear(in_features, out_features), log_variance)
+    Parameters
+    ----------
+    in_features, out_features, options : as in `torch.nn.Linear`.
+    log_variance, truncated : as in `BayesLayer`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, log_variance: float = -10.0, truncated: bool = False, **options
+    ):
+        super().__init__(nn.Linear(in_features, out_features, **options), log_variance, truncated)
 
     def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
         """Product of x (n, in) with the weights."""
@@ -130,24 +142,34 @@ def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
         layer.mode = mode
 
 
+def run_layers(layers: Sequence[nn.Module], x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Output of a chain of layers, with the noise of Bayesian layers from `generator`, or from torch's global one."""
+    for layer in layers:
+        x = layer(x, generator) if isinstance(layer, BayesLayer) else layer(x)
+    return x
+
+
 def sample_outputs(
     layers: Sequence[nn.Module], x: Tensor, samples: int, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:
     """Yield outputs of a chain of layers for `samples` draws, distributed as in separate calls.
 
-    Mean and deviation of the first Bayesian layer's pre-activations do not depend on the draw and are computed once. A
-    deterministic chain, or a chain in the mode "det", gives the same output `samples` times. The noise comes from
-    `generator`, or from torch's global generator.
+    The layers before the first random one, and mean and deviation of a Bayesian one, do not depend on the draw and are
+    computed once. Random layers are Bayesian ones in the mode "stoch", whose pre-activations are drawn, and dropout in
+    training mode. A chain without one gives the same output `samples` times. The noise of Bayesian layers comes from
+    `generator`, or from torch's global one; dropout draws from the global one.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":
             m, deviation = layer.moments(x)
             for _ in range(samples):
-                h = noise_like(m, generator)
-                torch.addcmul(m, deviation, h, out=h)
-                for following in layers[i + 1 :]:
-                    h = following(h, generator) if isinstance(following, BayesLayer) else following(h)
-                yield h
+                noise = noise_like(m, generator)
+                h = torch.addcmul(m, deviation, noise, out=None if torch.is_grad_enabled() else noise)
+                yield run_layers(layers[i + 1 :], h, generator)
+            return
+        if isinstance(layer, nn.Dropout) and layer.training:
+            for _ in range(samples):
+                yield run_layers(layers[i:], x, generator)
             return
         x = layer(x)
     for _ in range(samples):
@@ -160,5 +182,7 @@ def kl_terms(net: nn.Module) -> dict[str, Tensor]:
 
 
 def kl(net: nn.Module) -> Tensor:
-    """KL(q || prior) summed over all Bayesian layers, a differentiable scalar in nats."""
-    return sum(kl_terms(net).values())
+    """KL(q || prior) summed over all Bayesian layers, a differentiable scalar in nats; 0 without Bayesian layers."""
+    terms = list(kl_terms(net).values())
+    first = next(net.parameters(), torch.zeros(()))
+    return sum(terms[1:], terms[0]) if terms else first.new_zeros(())

@@ -126,23 +126,22 @@ def build_prior(name: str, source: Sources, options: Mapping[str, Any]) -> Prior
     return imported(prior.builds)(**needed, **arguments)
 
 
-def set_priors(
-    net: ConvNet, names: Sequence[str], sources: Sequence[Sources], options: Mapping[str, Any]
-) -> nn.ModuleDict:
-    """Give each Bayesian conv layer its prior; `names` and `sources` have an entry for every conv layer, in order.
+def set_priors(net: ConvNet, names: Sequence[str], sources: Sequence[Sources], options: Mapping[str, Any]) -> None:
+    """Give each Bayesian conv layer its prior, on the layer's device.
 
-    Returns the trainable reverse models by number of the conv, from "1". Raises ValueError, which names the layer.
+    Parameters
+    ----------
+    names, sources : for each conv layer, in order, the prior's name and the objects that the prior needs.
+    options : as of `build_prior`.
+
+    Raises
+    ------
+    ValueError : names the layer whose prior cannot be built.
     """
     options = {**options, "truncated": net.config.truncated}
-    reverse_models = nn.ModuleDict()
     for i, (layer, name, source) in enumerate(zip(conv_layers(net), names, sources, strict=True), 1):
-        if not isinstance(layer, BayesLayer):
-            continue
-        try:
-            layer.prior = build_prior(name, source, options)
-        except ValueError as error:
-            raise ValueError(f"prior {name!r} of conv {i}: {error}") from None
-        reverse_model = layer.prior.reverse_model()
-        if reverse_model is not None:
-            reverse_models[str(i)] = reverse_model
-    return reverse_models
+        if isinstance(layer, BayesLayer):
+            try:
+                layer.prior = build_prior(name, source, options).to(conv_weight(layer).device)
+            except ValueError as error:
+                raise ValueError(f"prior {name!r} of conv {i}: {error}") from None

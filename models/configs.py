@@ -121,6 +121,11 @@ class Model(NamedTuple):
     channels: tuple[int, ...] = ()
     scaled: int = 0
 
+    @property
+    def least_batch(self) -> int:
+        """Images in the smallest batch that the network can be trained on: a batch norm needs a variance."""
+        return 2 if self.batch_norm else 1
+
     def config(self, net_cfg: str) -> NetConfig:
         """The configuration with the name `net_cfg`."""
         return parse_config(net_cfg, len(self.kernel_sizes))
@@ -141,10 +146,10 @@ class Model(NamedTuple):
         return self.image_shape[1] if self.batch_norm else used, last
 
     def widths(self, hid_dim: Sequence[int], model_size: float) -> list[int]:
-        """The channels of the convs: `hid_dim`, or the model's own `channels` multiplied by `model_size`."""
+        """The channels of the convs: `hid_dim`, or those of this network at that `model_size`, rounded down."""
         if not self.channels:
             return list(hid_dim)
-        return [round(c * model_size) if i < self.scaled else c for i, c in enumerate(self.channels)]
+        return [int(c * model_size) if i < self.scaled else c for i, c in enumerate(self.channels)]
 
 
 MODELS: dict[str, Model] = {

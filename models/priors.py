@@ -32,16 +32,38 @@ def log_square(mean: Tensor) -> Tensor:
     return (mean.square() + SQUARE_FLOOR).log()
 
 
-class Prior:
-    """Base class of the priors."""
+class Prior(nn.Module):
+    """Base class of the priors. A prior is a submodule of its layer, so `.to()`, copies and pickles of it include both.
+
+    Only what is trained is in `parameters()` and in the state dict. A prior computes in float32 at least: in a layer of
+    float16 or bfloat16 its tensors stay float32, since sums over all weights exceed the range of float16.
+
+    Parameters
+    ----------
+    frozen : parts that are never trained, by name. The prior has copies of them, which are no submodules.
+    """
+
+    def __init__(self, **frozen: nn.Module):
+        super().__init__()
+        self.frozen = {name: copy.deepcopy(part) for name, part in frozen.items()}
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [part for part in self.frozen.values() if isinstance(part, nn.Module)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Prior":
+        def at_least_float32(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+
+        for module in self._frozen_modules():
+            module._apply(at_least_float32)
+        return super()._apply(at_least_float32, recurse)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """KL(q || p), a scalar in nats; an estimate for a `SampledPrior`."""
         raise NotImplementedError
-
-    def reverse_model(self) -> nn.Module | None:
-        """The reverse model if it is trained with the posterior, else None."""
-        return None
 
 
 class NoPrior(Prior):
@@ -61,6 +83,7 @@ class NormalPrior(Prior):
     """
 
     def __init__(self, scale: float = 1.0):
+        super().__init__()
         self.scale = scale
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -83,6 +106,7 @@ class LogUniformPrior(Prior):
     """
 
     def __init__(self, truncated: bool = False):
+        super().__init__()
         self.truncated = truncated
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -108,18 +132,19 @@ class GaussPrior(Prior):
     """
 
     def __init__(self, filters: Tensor):
+        super().__init__()
         w = filters.flatten(1).double()
-        self.mean = w.mean(0)
-        self.covariance = torch.atleast_2d(w.T.cov())
-        spread = torch.linalg.eigvalsh(self.covariance)
+        covariance = torch.atleast_2d(w.T.cov())
+        spread = torch.linalg.eigvalsh(covariance)
         if not spread[0] > SPREAD_FLOOR * spread[-1]:
             raise ValueError(f"{len(w)} kernels do not spread in all {w.shape[1]} directions")
-        factor = torch.linalg.cholesky(self.covariance)
+        factor = torch.linalg.cholesky(covariance)
         self.log_det = 2 * factor.diagonal().log().sum().item()
         # Whitening, transposed: rows of weights times this have covariance I.
         eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        self.whitening = torch.linalg.solve_triangular(factor, eye, upper=False).T.to(filters.dtype)
-        self.centre = self.mean.to(filters.dtype)
+        whitening = torch.linalg.solve_triangular(factor, eye, upper=False).T
+        for name, value in (("centre", w.mean(0)), ("covariance", covariance), ("whitening", whitening)):
+            self.register_buffer(name, value.to(filters.dtype), persistent=False)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """KL(q || N(m, S)) = 0.5 [tr(S^-1 V) + (mean - m)' S^-1 (mean - m) - k^2 + log det S - log det V], summed."""
@@ -180,7 +205,8 @@ class SampledPrior(Prior):
         expectation over the drawn kernels is scaled up to all kernels.
     """
 
-    def __init__(self, samples: int = 1, kernels: int = 0):
+    def __init__(self, samples: int = 1, kernels: int = 0, **frozen: nn.Module):
+        super().__init__(**frozen)
         self.samples = samples
         self.kernels = kernels
 
@@ -211,9 +237,9 @@ class SampledPrior(Prior):
         def block(mean: Tensor, log_variance: Tensor) -> Tensor:
             return self.cross_entropy(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
 
-        reverse = self.reverse_model()
-        parameters = [] if reverse is None else list(reverse.parameters())
-        return scale * BlockSum.apply(block, BLOCK, 2, mean, log_variance, *parameters)
+        if torch.is_grad_enabled():
+            return scale * BlockSum.apply(block, BLOCK, 2, mean, log_variance, *self.parameters())
+        return scale * sum(map(block, mean.split(BLOCK), log_variance.split(BLOCK)))
 
 
 class SampledNormalPrior(SampledPrior):
@@ -239,12 +265,11 @@ class FlowPrior(SampledPrior):
     """
 
     def __init__(self, flow: KernelFlow, samples: int = 1, kernels: int = 0):
-        super().__init__(samples, kernels)
-        self.flow = flow
+        super().__init__(samples, kernels, flow=flow)
 
     def cross_entropy(self, w: Tensor) -> Tensor:
         """-log p(w) under the flow, summed, in nats."""
-        return -self.flow.log_prob(w).sum()
+        return -self.frozen["flow"].log_prob(w).sum()
 
 
 class DeepWeightPrior(SampledPrior):
@@ -276,16 +301,21 @@ class DeepWeightPrior(SampledPrior):
         bound: Literal["elbo", "iwae"] = "elbo",
         iwae_samples: int = 8,
     ):
-        super().__init__(samples, kernels)
+        trained = reverse == "train"
+        super().__init__(samples, kernels, decoder=vae.decoder, **({} if trained else {"encoder": vae.encoder}))
+        self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if trained else None
         self.kernel_dim = vae.kernel_dim
-        self.decoder = vae.decoder
-        self.train_reverse = reverse == "train"
-        self.reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if self.train_reverse else vae.encoder
-        self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 for KL_aux
+        self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 of KL_aux
 
-    def reverse_model(self) -> nn.Module | None:
-        """r(z|w) if it is trained, else None."""
-        return self.reverse if self.train_reverse else None
+    @property
+    def reverse(self) -> nn.Module:
+        """r(z|w)."""
+        return self.trained_reverse or self.frozen["encoder"]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """p(w|z)."""
+        return self.frozen["decoder"]
 
     def cross_entropy(self, w: Tensor) -> Tensor:
         """An estimate of an upper bound of -log p(w), summed, in nats. Raises ValueError for another kernel size."""

@@ -38,6 +38,11 @@ def sample_gaussian(mean: Tensor, variance: Tensor) -> Tensor:
     return mean + variance.sqrt() * torch.randn_like(mean)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """The context in which modules compute in x's own precision, whatever context of autocast is around it."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=False)
+
+
 class Encoder(nn.Module):
     """r(z|w): features, then two 1x1 convolutions. The variance head's name differs between kernel sizes."""
 
@@ -49,10 +54,14 @@ class Encoder(nn.Module):
         self.add_module(variance_head, Conv2d(width, z_dim, 1))
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.features(w)
-        mean, variance = self.fc_mu(h), getattr(self, self.variance_head)(h)
-        # Autocast may lower the convolutions' precision; the sums and logs that follow need the precision of w.
-        return mean.to(w.dtype), F.softplus(variance.to(w.dtype))
+        # The first convolution and the heads compute in w's precision. Rounded to bfloat16, a small kernel moves so far
+        # in the latent space that the gradient of the KL is a quarter off; the rest in bfloat16 costs 1% to 3%.
+        with full_precision(w):
+            h = self.features[:2](w)
+        h = self.features[2:](h)
+        with full_precision(w):
+            h = h.to(w.dtype)
+            return self.fc_mu(h), F.softplus(getattr(self, self.variance_head)(h))
 
 
 class Decoder(nn.Module):
@@ -67,9 +76,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         h = self.decoder(z)
-        mean = self.fc_mu(h).to(z.dtype)
-        variance = F.softplus(self.fc_var(h).to(z.dtype)) if self.var == "train" else torch.full_like(mean, self.var)
-        return mean, variance
+        with full_precision(z):
+            h = h.to(z.dtype)
+            mean = self.fc_mu(h)
+            return mean, F.softplus(self.fc_var(h)) if self.var == "train" else torch.full_like(mean, self.var)
 
 
 class KernelVAE(nn.Module):

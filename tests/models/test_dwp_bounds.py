@@ -130,10 +130,10 @@ def test_training_the_reverse_model_closes_the_gap():
     torch.manual_seed(0)
     vae = LinearVAE()
     prior = DeepWeightPrior(vae, reverse="train")
-    assert prior.reverse_model() is prior.reverse and DeepWeightPrior(vae).reverse_model() is None
+    assert set(prior.parameters()) == set(prior.reverse.parameters()) and not list(DeepWeightPrior(vae).parameters())
     exact = true_kl()
     before, error = estimate(prior)
-    optimizer = torch.optim.Adam(prior.reverse_model().parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.02)
     mean, log_variance = torch.full((20, 20, 1, 1), MEAN), torch.full((20, 20, 1, 1), LOG_VARIANCE)
     for _ in range(600):
         optimizer.zero_grad()

@@ -26,7 +26,7 @@ def test_gauss_is_the_normal_with_the_kernels_covariance():
     factor = rng.standard_normal((9, 9)) / 3
     samples = rng.standard_normal((5000, 9)) @ factor.T + 0.3
     prior = GaussPrior(torch.from_numpy(samples).view(-1, 1, 3, 3))
-    np.testing.assert_allclose(prior.mean, samples.mean(0))
+    np.testing.assert_allclose(prior.centre, samples.mean(0))
     np.testing.assert_allclose(prior.covariance, np.cov(samples.T), rtol=1e-10)
     assert np.abs(prior.covariance.numpy() - factor @ factor.T).max() < 0.1
 
