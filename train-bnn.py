@@ -114,14 +114,14 @@ def main(argv: list[str] | None = None):
     for layer in bayesian_layers(net.classifier):
         layer.prior = NormalPrior(args.lamb)
     with user_error("--prior, --prior_list:"):
-        reverse = set_priors(net, args.priors, sources, vars(args))
-    optimizer = torch.optim.Adam([*net.parameters(), *reverse.parameters()], lr=args.lr)
+        set_priors(net, args.priors, sources, vars(args))
+    optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
     if args.resume and not args.continue_run:
-        load_run(args.resume, net, optimizer, reverse)
-    # Sums of NLL, KL and hits in the epoch, on the device: reading a value makes the step wait.
+        load_run(args.resume, net, optimizer)
+    # NLL, KL and hits, summed over an epoch's images on the device: reading a value would make every step wait for it.
     totals = torch.zeros(3, device=device)
     run = Run(SCRIPT, args, device)
-    run.track(model=net, opt=optimizer, reverse=reverse, totals=totals)
+    run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = Stopwatch()
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None):
         for group in optimizer.param_groups:
             group["lr"] = lr
         net.train()
-        for index in run.batches(n, args.bs):
+        for index in run.batches(n, args.bs, MODELS[args.model].least_batch):
             x, y = train.batch(index)
             with precision:
                 logits = net(utils.augment(x) if args.aug else x)
@@ -166,21 +166,21 @@ def main(argv: list[str] | None = None):
             optimizer.zero_grad()
             (n * nll + args.kl_weight * kl).backward()
             optimizer.step()
-            totals += torch.stack([nll.detach() * len(y), kl.detach(), (logits.argmax(1) == y).sum()])
+            hits = (logits.argmax(1) == y).sum()
+            totals += torch.stack([nll.detach() * len(y), kl.detach() * len(y), hits])
 
         if run.should_evaluate(epoch, args.epochs):
             tested = evaluate()
             test_nll = tested.pop("test_nll")
-            nll_sum, kl_sum, hits = totals.tolist()
-            train_nll, train_kl = nll_sum / n, kl_sum / math.ceil(n / args.bs)
+            train_nll, train_kl, train_acc = (total / n for total in totals.tolist())
             run.log(
                 epoch,
                 train_nll=train_nll,
                 KL=train_kl,
                 train_loss=n * train_nll + args.kl_weight * train_kl,
                 test_nll=test_nll,
-                test_loss=test_nll + args.kl_weight * train_kl,
-                train_acc=hits / n,
+                test_loss=n * test_nll + args.kl_weight * train_kl,
+                train_acc=train_acc,
                 **tested,
                 lr=lr,
                 sec=watch.lap(),

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None):
     from models.priors import DeepWeightPrior
     from runs.checkpoint import load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, compiled, seed_all
-    from runs.loop import Run, Stopwatch
+    from runs.loop import Run, Stopwatch, split_batches
 
     seed_all(args.seed)
     device = choose_device(args.device)
@@ -139,13 +139,14 @@ def main(argv: list[str] | None = None):
         run.save_weights()
         totals.zero_()
 
-    steps = args.epochs * -(-len(train.labels) // args.bs)
+    n, least = len(train.labels), MODELS[args.model].least_batch
+    steps = args.epochs * len(split_batches(torch.arange(n), args.bs, least))
     net.train()
     for epoch in run.epochs(args.epochs):
         lr = options.learning_rate(epoch, args.epochs, args.lr, args.decrease_from, args.milestones, args.gamma)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        for index in run.batches(len(train.labels), args.bs):
+        for index in run.batches(n, args.bs, least):
             x, y = train.batch(index)
             with precision:
                 logits = forward(utils.augment(x) if args.aug else x)

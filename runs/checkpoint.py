@@ -93,7 +93,7 @@ def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> Non
 def load_pretrained(net: nn.Module, path: str) -> None:
     """Load a state dict file into a network (option `pretrained`). Deterministic weights become posterior means.
 
-    Log variances that the file lacks keep their values. Raises UserError.
+    Log variances and trained reverse models that the file lacks stay as they are. Raises UserError.
     """
     with user_error("--pretrained"):
         state = load_state(path)
@@ -102,9 +102,9 @@ def load_pretrained(net: nn.Module, path: str) -> None:
     for name, value in state.items():
         layer, _, kind = name.rpartition(".")
         renamed[f"{layer}.mean.{kind}" if name not in own and f"{layer}.mean.{kind}" in own else name] = value
-    spread = (".var.weight", ".w_alpha")
-    kept = {name: value for name, value in own.items() if name.endswith(spread) and name not in renamed}
-    load_checked(net, renamed | kept, f"--pretrained {path}")
+    # A deterministic network has neither deviations nor trained reverse models.
+    bayesian = {n: v for n, v in own.items() if n.endswith((".var.weight", ".w_alpha")) or ".prior." in n}
+    load_checked(net, bayesian | renamed, f"--pretrained {path}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], label: str) -> None:
@@ -121,17 +121,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], labe
         raise UserError(f"{label}: not an optimizer state of this network ({error})") from None
 
 
-def load_run(
-    folder: str, net: nn.Module, optimizer: torch.optim.Optimizer, reverse: nn.ModuleDict | None = None
-) -> None:
-    """Load model, trained reverse models and optimizer from a run directory (option `resume`).
-
-    Raises UserError where the run trained a different network.
-    """
-    modules = {"model.torch": net, **({"reverse.torch": reverse} if reverse else {})}
+def load_run(folder: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load model and optimizer of a run directory (option `resume`). Raises UserError where the network is another."""
     with user_error("--resume"):
-        for name, module in modules.items():
-            load_checked(module, load_state(Path(folder, name)), f"{folder}/{name}")
+        load_checked(net, load_state(Path(folder, "model.torch")), f"{folder}/model.torch")
         load_optimizer(optimizer, load_file(Path(folder, "opt.torch")), f"{folder}/opt.torch")
 
 

@@ -26,6 +26,14 @@ CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the latest chec
 STATE_EVERY = 1.0  # seconds between two updates of state.yaml
 
 
+def split_batches(order: Tensor, size: int, least: int = 1) -> list[Tensor]:
+    """Split indices into batches of `size`; a last batch of fewer than `least` is joined to the batch before it."""
+    batches = list(order.split(size)) if len(order) else []
+    if len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 class Run:
     """A run directory with its arguments, log and checkpoints, and the loop that fills it.
 
@@ -125,11 +133,14 @@ class Run:
         self._write_state("finished")
         self._lock.release()
 
-    def batches(self, n: int, size: int) -> Iterator[Tensor]:
-        """Yield the remaining batches of this epoch, each the indices (size,) of some of n items, in random order."""
+    def batches(self, n: int, size: int, least: int = 1) -> Iterator[Tensor]:
+        """Indices of the batches of this epoch that are not done, of n items in a random order drawn at its start.
+
+        `size` and `least` as of `split_batches`.
+        """
         if self.order is None:
             self.order = torch.randperm(n, device=self.device)
-        batches = self.order.split(size) if len(self.order) else ()
+        batches = split_batches(self.order, size, least)
         for index in tqdm(batches, desc="training", leave=False, delay=2, disable=None):
             self.step += 1
             self.order = self.order[len(index) :]

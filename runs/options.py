@@ -220,7 +220,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         type=WHOLE,
         nargs="*",
         default=[],
-        help="epochs after which lr is multiplied by gamma; decrease_from is then ignored",
+        help="first epochs of the rate multiplied by gamma, instead of the linear fall",
     )
     training.add_argument("--gamma", type=POSITIVE, default=0.5, help="factor of lr at each milestone")
     training.add_argument(
@@ -286,6 +286,12 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
         raise UserError(
             f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every layer"
         )
+    if model.least_batch > min(args.bs, args.num_examples or args.bs):
+        option = "bs" if args.bs < model.least_batch else "num_examples"
+        raise UserError(
+            f"--{option}: found {getattr(args, option)}, expected at least {model.least_batch} for {args.model}: "
+            "batch norm takes the variance over a batch"
+        )
     if not args.milestones and args.decrease_from >= args.epochs:
         raise UserError(f"--decrease_from: found {args.decrease_from}, expected less than --epochs {args.epochs}")
     if bool(args.pretrained) != ("pretrained" in args.init_list):
@@ -303,7 +309,10 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
 def learning_rate(
     epoch: int, epochs: int, lr: float, decrease_from: int = 0, milestones: Sequence[int] = (), gamma: float = 0.5
 ) -> float:
-    """Adam's learning rate in epoch 1..epochs: steps at `milestones` if given, else linear after `decrease_from`."""
+    """Adam's rate in epoch 1..epochs: steps where given, else linear after `decrease_from`.
+
+    From epoch m in `milestones` on, that epoch included, the rate has one factor `gamma` more.
+    """
     if milestones:
-        return lr * gamma ** sum(epoch > milestone for milestone in milestones)
+        return lr * gamma ** sum(epoch >= milestone for milestone in milestones)
     return lr * min(1.0, (epochs - epoch + 1) / (epochs - decrease_from))

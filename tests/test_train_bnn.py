@@ -29,7 +29,7 @@ def test_train_bnn(script, sandbox, vae_folder, prior):
     last = rows[-1]
     assert all(np.isfinite(list(last.values())))
     assert last["train_loss"] == pytest.approx(20 * last["train_nll"] + last["KL"], rel=1e-5)
-    assert last["test_loss"] == pytest.approx(last["test_nll"] + last["KL"], rel=1e-5)
+    assert last["test_loss"] == pytest.approx(20 * last["test_nll"] + last["KL"], rel=1e-5)
     assert last["lr"] == pytest.approx(1e-3 / 2)
 
     state = torch.load(run.root / "model.torch", weights_only=True)
@@ -134,7 +134,7 @@ def test_same_seed_same_numbers(script, sandbox, vae_folder):
 
 
 def test_milestones_and_kl_weight(small_inputs, script):
-    argv = [*network_argv(small_inputs, "fconv", "bayes", "xavier", 4), "--milestones", "1", "2", "--gamma", "0.1"]
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "xavier", 4), "--milestones", "2", "3", "--gamma", "0.1"]
     run = script("train-bnn.py").main([*argv, "--kl_weight", "0.25", "--ens", "2"])
     assert [row["lr"] for row in run.rows] == pytest.approx([1e-3, 1e-4, 1e-5, 1e-5])
     row = run.rows[-1]
@@ -146,16 +146,18 @@ def test_a_trained_reverse_model_is_saved_and_resumed(small_inputs, script):
     before = (small_inputs / "vae7" / "vae_params.torch").read_bytes()
     first = script("train-bnn.py").main([*argv, "--bound", "iwae", "--iwae_samples", "2", "--classifier_prior", "sn"])
     assert (small_inputs / "vae7" / "vae_params.torch").read_bytes() == before
-    trained = torch.load(first.root / "reverse.torch", weights_only=True)
-    start = utils.load_vae(small_inputs / "vae7").encoder.state_dict()
-    assert all(not torch.equal(trained[f"1.{name}"], value) for name, value in start.items())
-    assert {name.split(".")[0] for name in trained} == {"1", "2"}
     model = torch.load(first.root / "model.torch", weights_only=True)
     assert {"classifier.mean.weight", "classifier.var.weight"} <= model.keys()
+    trained = {name: value for name, value in model.items() if ".prior." in name}
+    start = utils.load_vae(small_inputs / "vae7").encoder.state_dict()
+    prefix = "features.conv1.prior.trained_reverse"
+    assert all(not torch.equal(trained[f"{prefix}.{name}"], value) for name, value in start.items())
+    assert len(trained) > len(start) and not any("decoder" in name for name in model)
     again = script("train-bnn.py").main(
         [*argv, "--classifier_prior", "sn", "--lr", "1e-12", "--resume", str(first.root)]
     )
-    torch.testing.assert_close(torch.load(again.root / "reverse.torch", weights_only=True), trained)
+    resumed = torch.load(again.root / "model.torch", weights_only=True)
+    torch.testing.assert_close({name: resumed[name] for name in trained}, trained)
 
 
 def test_cifarnetnew_with_deep_weight_priors(small_inputs, script):

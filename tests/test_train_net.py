@@ -1,8 +1,11 @@
 """train-net.py, end to end on small data: log, files, penalties, frozen convs, and networks made from a trained one."""
 
+import math
+
 import pytest
 import torch
 
+from models.configs import MODELS
 from models.fconv import FConv
 from runs.checkpoint import load_pretrained
 from tests.conftest import SMALL, network_argv, read_log
@@ -64,3 +67,19 @@ def test_dwp_reg_is_added_to_the_loss(small_inputs, script):
     row = script("train-net.py").main([*argv, "--dwp_reg", "0.01", "--dwp_samples", "50"]).rows[-1]
     rest = row["loss"] - row["train_nll"] - 0.1 * row["l2_norm"]
     assert rest == pytest.approx(0.01 * row["dwp_reg"], rel=0.02)
+
+
+def test_a_last_image_alone_under_batch_norm(small_inputs, script, capsys):
+    """A batch of one image has no variance, so it is joined to the batch before it: 20 images in batches of 19."""
+    argv = network_argv(small_inputs, "cifarnet", "vanilla", "xavier", 3)
+    for size, steps in (("19", 3), ("6", 12)):
+        run = script("train-net.py").main([*argv, "--bs", size, "--fastconv", "1"])
+        assert run.step == run.rows[-1]["t"] == steps and all(math.isfinite(row["loss"]) for row in run.rows)
+    with pytest.raises(SystemExit) as stop:
+        script("train-net.py").main([*argv, "--bs", "1"])
+    assert stop.value.code == 2 and "--bs: found 1, expected at least 2 for cifarnet" in capsys.readouterr().err
+
+
+def test_model_size_cuts_off_as_published(script):
+    args = script("train-net.py").parse(["--model", "cifarnet", "--model_size", "0.7"])
+    assert MODELS["cifarnet"].widths([], args.model_size) == [89, 179, 179, 512]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runs.errors import UserError
-from runs.loop import CHECK_EVERY, Run
+from runs.loop import CHECK_EVERY, Run, split_batches
 from tests.conftest import SMALL
 
 ARGS = Namespace(tmp=False, continue_run=None, tensorboard=0, checkpoint_freq=0, eval_freq=1)
@@ -70,3 +70,11 @@ def test_parameters_that_are_not_finite_make_no_checkpoint(script, sandbox, monk
     with pytest.raises(SystemExit):
         script("train-net.py").main([*SMALL, "--epochs", "1", "--bs", "60", "--tmp"])
     assert "not finite" in capsys.readouterr().err and not list(sandbox.glob("logs/*/tmp/*/checkpoint.torch"))
+
+
+@pytest.mark.parametrize("n, size, least, expected", [(9, 4, 2, [4, 5]), (9, 4, 1, [4, 4, 1]), (8, 4, 2, [4, 4]),
+                                                      (1, 4, 2, [1]), (0, 4, 2, []), (3, 2, 2, [3])])  # fmt: skip
+def test_a_last_batch_that_is_too_small_is_joined(n, size, least, expected):
+    batches = split_batches(torch.arange(n), size, least)
+    assert [len(batch) for batch in batches] == expected
+    assert torch.cat([*batches, torch.arange(0)]).tolist() == list(range(n))
