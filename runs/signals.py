@@ -14,8 +14,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def stop_signals() -> Iterator[list[int]]:
     """Yield a list that receives the number of a stop signal, for polling. A second signal raises `Stopped` at once.
 
-    A signal that the process ignores stays ignored: under `nohup` that is SIGHUP, which is sent when a terminal closes.
-    Only the main thread of a process can handle signals; in another thread the list stays empty.
+    SIGHUP, which is sent when a terminal closes, stays ignored where the process ignores it, as under `nohup`. Only the
+    main thread of a process can handle signals; in another thread the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -27,7 +27,8 @@ def stop_signals() -> Iterator[list[int]]:
         if len(received) > 1:
             raise Stopped(number, f"stopped at once by a second signal, {signal.Signals(number).name}")
 
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heeded = [number for number in STOP_SIGNALS if not (nohup and number == signal.SIGHUP)]
     previous = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield received

@@ -72,7 +72,8 @@ def test_a_terminal_that_closes(sandbox):
 
 
 def test_a_hangup_stops_a_run_with_a_checkpoint(sandbox, script):
-    process = start_script("train-net.py", [*ARGV, "--epochs", "100000"])
+    heed = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # whatever these tests were started with
+    process = start_script("train-net.py", [*ARGV, "--epochs", "100000"], heed)
     folder = sandbox / "logs" / "exman-train-net.py" / "runs"
     until(lambda: folder.exists() and any(folder.glob("*/checkpoint.torch")), process)
     process.send_signal(signal.SIGHUP)
