@@ -21,8 +21,8 @@ test: lint  ## the whole suite
 	-$(PY) data/prepare_mnist.py
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
-soak: $(VENV)/installed  ## 30 kills of each script; the last result is in tests/README.md
-	DWP_KILLS=30 $(PY) -m pytest -q tests/risks/test_kills.py -k killed --durations=3
+soak: $(VENV)/installed  ## 30 kills and 10 vanished terminals of each script; the last result is in tests/README.md
+	DWP_KILLS=30 $(PY) -m pytest -q tests/risks/test_kills.py -k "killed or vanishes" --durations=6
 
 lint: $(VENV)/installed  ## style, and the direction of imports
 	$(VENV)/bin/ruff check .

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None):
         load_run(args.resume, net, optimizer)
     # NLL, KL and hits, summed over an epoch's images on the device: reading a value would make every step wait for it.
     totals = torch.zeros(3, device=device)
-    run = Run(SCRIPT, args, device)
+    run = Run(SCRIPT, args, device, utils.run_inputs(train, test, sources, args.pretrained))
     run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))

@@ -12,7 +12,7 @@ SCRIPT = "train-net.py"
 
 
 def parse(argv: list[str] | None = None):
-    switch = {"type": int, "choices": (0, 1), "default": 0}
+    switch = {"type": options.switch_type, "choices": (0, 1), "default": 0}
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     options.add_network_options(parser, net_cfg="vanilla")
     regularization = parser.add_argument_group("regularization")
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None):
     dwps = [DeepWeightPrior(source["vae"]) for source in sources] if args.dwp_reg else []
     # Sums of loss, NLL, hits and images since the last row, on the device: reading a value makes the step wait.
     totals = torch.zeros(4, device=device)
-    run = Run(SCRIPT, args, device)
+    run = Run(SCRIPT, args, device, utils.run_inputs(train, test, sources, args.pretrained))
     run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))

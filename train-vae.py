@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None):
         train = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim).to(device)
     with user_error("--test"):
         test = utils.load_kernels(args.test or Path(args.data_dir, "test.npy"), args.kernel_dim).to(device)
+    if args.kind == "flow" and len(train) < 2:
+        raise UserError("--train: found 1 kernel, expected at least 2, whose mean and deviation a flow needs")
     if args.kind == "flow":
         density = KernelFlow(args.kernel_dim, args.hidden_dim, args.transforms).to(device)
         density.standardize(train)
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None):
         with user_error("--resume_opt"):
             load_optimizer(optimizer, load_file(args.resume_opt), args.resume_opt)
     totals = torch.zeros(3, device=device)  # ELBO, log-likelihood and KL of an epoch, summed on the device
-    run = Run(SCRIPT, args, device)
+    run = Run(SCRIPT, args, device, {"data_dir": [train, test], "train": [train], "test": [test]})
     run.track(**{f"{args.kind}_params": density}, opt_params=optimizer, totals=totals)
 
     @torch.no_grad()

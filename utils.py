@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.build import build_vae
-from models.configs import DATA_SETS, INITS, MODELS, PRIORS, VAES, imported
+from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES, VAES, imported
 from models.flow import KernelFlow
 from models.vae import KernelVAE
 from runs.checkpoint import load_checked, load_state
@@ -87,6 +87,19 @@ def load_split(
     if num_examples:
         train = train[few_shot_split(train.labels, num_examples, split_seed)]
     return DataSet(*(t.to(device) for t in train)), DataSet(*(t.to(device) for t in test))
+
+
+def run_inputs(
+    train: DataSet, test: DataSet, sources: Sequence[Mapping[str, Any]], pretrained: str = ""
+) -> dict[str, list[nn.Module | Tensor | str]]:
+    """What a network's run has loaded, by option, for `runs.loop.Run`: images, labels, and the sources of its convs."""
+    inputs: dict[str, list] = {"data": [*train, *test], "pretrained": []}
+    for kind in SOURCES:
+        inputs[f"{kind}_list"] = [source[kind] for source in sources if kind in source]
+    inputs["vae_list"] += [str(vae.decoder.var) for vae in inputs["vae_list"]]  # not in the state dict
+    if pretrained:
+        inputs["pretrained"] = list(load_state(pretrained).values())
+    return inputs
 
 
 def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:

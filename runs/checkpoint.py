@@ -1,10 +1,11 @@
 """Checkpoints and state dicts: loaded as data, without executing code, with names, shapes and values checked."""
 
+import hashlib
 import io
 import os
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         if not torch.isfinite(value).all():
             raise UserError(f"{path}: {name} has values that are not finite")
     return state
+
+
+def fingerprint(content: Sequence[nn.Module | Tensor | str]) -> str:
+    """The SHA-256, in hexadecimal, of the values of tensors, of the state dicts of modules, and of texts."""
+    digest = hashlib.sha256()
+    for item in content:
+        for value in item.state_dict().values() if isinstance(item, nn.Module) else [item]:
+            array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value.encode()
+            digest.update(array)
+    return digest.hexdigest()
 
 
 def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> None:
@@ -180,8 +191,8 @@ def restore(
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["torch"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state_all(states["cuda"])
-        if device.type == "mps":
+            torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+        if device.type == "mps" and states["mps"] is not None:
             torch.mps.set_rng_state(states["mps"])
     except Exception as error:  # missing entries and wrong types raise many kinds of errors
         raise UserError(f"{label}: not a checkpoint of this run ({error})") from None

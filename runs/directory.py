@@ -69,15 +69,18 @@ def environment(script: str, device: "torch.device") -> dict[str, Any]:
     }
 
 
-def make_run_directory(script: str, arguments: dict[str, Any], device: "torch.device", tmp: bool) -> Path:
-    """Create `runs/<number>-<time>/` (`tmp/...` with `tmp`) with a params.yaml, linked in index/.
+def make_run_directory(
+    script: str, arguments: dict[str, Any], device: "torch.device", inputs: dict[str, str], tmp: bool
+) -> Path:
+    """Create `runs/<number>-<time>/` (`tmp/...` with `tmp`) with a params.yaml, linked in index/ if that is possible.
 
-    A file lock gives simultaneous launches different numbers. Raises UserError if the folder cannot be written.
+    `inputs` are hashes of what the run reads. A file lock gives simultaneous launches different numbers. Raises
+    UserError if the folder cannot be written.
     """
     base = script_folder(script)
     root: Path | None = None
     try:
-        for folder in ("runs", "tmp", "index"):
+        for folder in ("runs", "tmp"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         now = datetime.datetime.now()
         with FileLock(base / ".lock"):
@@ -85,11 +88,9 @@ def make_run_directory(script: str, arguments: dict[str, Any], device: "torch.de
             number = max(used, default=0) + 1
             root = base / ("tmp" if tmp else "runs") / f"{number:06d}-{now:%Y-%m-%d-%H-%M-%S}"
             root.mkdir()
-        own = (str(root), now.isoformat(timespec="seconds"), number, environment(script, device))
+        own = (str(root), now.isoformat(timespec="seconds"), number, environment(script, device), inputs)
         params = {name: value for name, value in arguments.items() if name not in NOT_STORED}
         write_yaml(root / "params.yaml", params | dict(zip(RUN_KEYS, own, strict=True)))
-        link = base / "index" / f"{root.name}.yaml"
-        link.symlink_to(os.path.relpath(root / "params.yaml", link.parent))
     except (OSError, UserError) as error:
         if root:
             with contextlib.suppress(OSError):
@@ -97,4 +98,8 @@ def make_run_directory(script: str, arguments: dict[str, Any], device: "torch.de
         if isinstance(error, UserError):
             raise
         raise UserError(f"DWP_PATH: cannot make a run directory in {base}: {error.strerror}") from None
+    link = base / "index" / f"{root.name}.yaml"
+    with contextlib.suppress(OSError):  # a folder that cannot be written, or a file system without symbolic links
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(os.path.relpath(root / "params.yaml", link.parent))
     return root

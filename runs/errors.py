@@ -60,6 +60,10 @@ def one_line_errors(main: Callable) -> Callable:
                 code, line = 128 + stopped.number, str(stopped)
             except KeyboardInterrupt:
                 code, line = 128 + signal.SIGINT, "interrupted"
+            except (RuntimeError, MemoryError) as error:
+                if "allocate" not in str(error):  # torch's word, on every device
+                    raise
+                code, line = 2, f"error: out of memory; fewer channels, images per batch or samples need less: {error}"
             print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
             sys.exit(code)
 

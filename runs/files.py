@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import yaml
 
@@ -15,17 +15,27 @@ from runs.errors import UserError
 MAX_YAML = 1_000_000  # bytes
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class TextLoader(yaml.SafeLoader):
+    """Reads each scalar as the text that was written, but null as None: `no` is the name of a prior, not False."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [row for row in rows if row[0] == "tag:yaml.org,2002:null"]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: str | Path, as_text: bool = False) -> dict[str, Any]:
     """Read a mapping from a YAML file. Its values are scalars, lists of scalars, or mappings to scalars.
 
-    Raises UserError, which starts with the path, where the file cannot be read or holds anything else.
+    With `as_text` scalars are not converted (`TextLoader`), as words of a command line. Raises UserError, which starts
+    with the path, where the file cannot be read or holds anything else.
     """
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_YAML + 1)
         if len(text) > MAX_YAML:
             raise ValueError(f"more than {MAX_YAML} bytes")
-        content = yaml.safe_load(text.decode())
+        content = yaml.load(text.decode(), TextLoader if as_text else yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected a YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: undecodable text, or an impossible date

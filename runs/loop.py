@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,11 +14,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from runs.checkpoint import load_file, named_leaves, restore, save_tensors, training_state
-from runs.directory import make_run_directory
+from runs.checkpoint import fingerprint, load_file, named_leaves, restore, save_tensors, training_state
+from runs.directory import environment, make_run_directory
 from runs.errors import Stopped, UserError, user_error
-from runs.files import write_yaml
+from runs.files import read_yaml, write_yaml
 from runs.log import Log, Row
+from runs.options import NOT_IDENTIFYING
 from runs.signals import stop_signals
 
 CHECK_EVERY = 100  # steps between two checks that the loss is finite, each of which waits for the device
@@ -46,9 +47,16 @@ class Run:
     script : name of the script.
     args : all arguments of the script. A run is continued in the directory `continue_run`, or else newly created.
     device : the device that trains.
+    inputs : by option, what the run has loaded. A continued run must have loaded the same, from whatever path.
     """
 
-    def __init__(self, script: str, args: Namespace, device: torch.device):
+    def __init__(
+        self,
+        script: str,
+        args: Namespace,
+        device: torch.device,
+        inputs: Mapping[str, Sequence[torch.nn.Module | Tensor | str]],
+    ):
         self.script = script
         self.args = args
         self.device = device
@@ -59,10 +67,11 @@ class Run:
         self._received: list[int] = []  # numbers of stop signals
         self._unchecked: dict[str, Tensor] = {}  # per term of the loss: 0, or NaN after a non-finite value
         self._logged = False
+        hashes = {option: fingerprint(content) for option, content in inputs.items() if content}
         if args.continue_run:
             self.root = Path(args.continue_run)
         else:
-            self.root = make_run_directory(script, vars(args), device, args.tmp)
+            self.root = make_run_directory(script, vars(args), device, hashes, args.tmp)
         self.log_files = Log(self.root, script)
         self._lock = FileLock(self.root / ".lock", timeout=0)
         try:
@@ -71,6 +80,35 @@ class Run:
             raise UserError(f"--continue {self.root}: already running in another process") from None
         except OSError as error:
             raise UserError(f"--continue {self.root}: cannot be written: {error.strerror}") from None
+        if args.continue_run:
+            self._override(hashes)
+
+    def _override(self, hashes: dict[str, str]) -> None:
+        """Check the inputs of a continued run against those that it began with, and store the overridden options.
+
+        Raises UserError for another content. A run of older code has no hashes: its paths cannot be overridden.
+        """
+        file = self.root / "params.yaml"
+        params = read_yaml(file)
+        began = params["inputs"] if isinstance(params.get("inputs"), dict) else {}
+        overrides = self.args.overrides
+        for option in {*began, *(set(overrides) - set(NOT_IDENTIFYING))}:
+            found, expected = hashes.get(option, "none: it is not read"), began.get(option, "none: it was not stored")
+            if found != expected:
+                value = getattr(self.args, option, "")
+                raise UserError(
+                    f"--{option} {value}: found content of SHA-256 {found}, expected the run's own: {expected}"
+                )
+        before, now = params["environment"], environment(self.script, self.device)
+        changes = [f"{key} {now[key]} (before: {before[key]})" for key in before if before[key] != now.get(key)]
+        if changes:
+            note = f"--continue {self.root}: the end may differ from that of a whole run: {', '.join(changes)}"
+            print(note, file=sys.stderr)
+        if overrides:
+            given = {option: getattr(self.args, option) for option in overrides}
+            changes = [f"{option} {value} (before: {overrides[option]})" for option, value in given.items()]
+            print(f"--continue {self.root}: overridden: {', '.join(changes)}", file=sys.stderr)
+            write_yaml(file, params | given)
 
     @property
     def rows(self) -> list[Row]:
@@ -108,6 +146,8 @@ class Run:
         """Yield the remaining epochs of 1..total. Writes checkpoints (`checkpoint_freq`), and ends on a stop signal."""
         tqdm.write(f"run directory: {self.root}", file=sys.stdout)
         sys.stdout.flush()
+        if self.epoch >= total:
+            tqdm.write(f"finished: all {total} epochs are done", file=sys.stdout)
         self._total = total
         self._write_state("running")
         if self.args.tensorboard:
@@ -197,8 +237,14 @@ class Run:
         self.log_files.append({"t": t, **values})
         self._logged = True
 
+    def _require_directory(self) -> None:
+        """Raise UserError if the run directory was moved or deleted, since a new one would hold no more than a file."""
+        if not (self.root / "params.yaml").exists():
+            raise UserError(f"{self.root}: the run directory was moved or deleted, expected it until the run ends")
+
     def _write_state(self, state: str) -> None:
         """Write the epoch and the state (running, stopped or finished) to state.yaml, for other processes."""
+        self._require_directory()
         write_yaml(self.root / "state.yaml", {"state": state, "epoch": self.epoch, "epochs": self._total})
 
     def save_weights(self) -> None:
@@ -214,6 +260,7 @@ class Run:
         The learning rate is a function of the epoch and is not stored. Raises UserError where the loss or a parameter
         is not finite, or the write fails; the previous checkpoint is then unchanged.
         """
+        self._require_directory()
         self._check_terms()
         state = training_state(self.tracked)
         bad = [n for n, v in named_leaves(state["states"]) if isinstance(v, Tensor) and not v.isfinite().all()]

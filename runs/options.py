@@ -5,6 +5,7 @@ This module does not import torch, so `--help` and errors in arguments appear at
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from runs.errors import UserError, require_packages, user_error
 from runs.files import read_yaml
 
 HID_DIM = [32, 64]  # the default
-RUN_KEYS = ("root", "time", "id", "environment")  # keys of params.yaml that are not arguments
+RUN_KEYS = ("root", "time", "id", "environment", "inputs")  # keys of params.yaml that are not arguments
 # Arguments that params.yaml omits; `priors` is derived from the others.
-NOT_STORED = ("config", "continue_run", "priors")
+NOT_STORED = ("config", "continue_run", "overrides", "priors")
 # Options on which no result depends: two runs that differ in these alone are the same run.
 NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
+SWITCH = {"0": 0, "no": 0, "off": 0, "false": 0, "1": 1, "yes": 1, "on": 1, "true": 1}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -42,6 +44,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, script: str = ""):
         super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
         self.script = script
+        self._negative_number_matcher = re.compile(r"-(\d+\.?|\d*\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)  # -1e1 is a value
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -49,7 +52,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse `argv`. Options on the command line override those in the file of `--config`.
 
-        With `--continue` every option has the value that the run was started with; another value is refused.
+        With `--continue` every option has the value that the run was started with. Another value is refused, but for
+        options on which no result depends, and paths, whose content a run checks. `overrides` maps these to the value
+        before.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         if not self.script:
@@ -62,21 +67,30 @@ class Parser(argparse.ArgumentParser):
         if given.continue_run is None:
             return super().parse_args(self._argv_from_file(given.config) + argv if given.config else argv)
 
-        label = f"--continue {given.continue_run}"
+        folder = path_type(given.continue_run)
+        label = f"--continue {folder}"
         if given.config:
             self.error(f"{label}: found --config too, expected the run's own arguments")
-        file = Path(given.continue_run) / "params.yaml"
+        file = Path(folder) / "params.yaml"
         with user_error("--continue"):
             params = read_yaml(file)
-        script = (params.get("environment") or {}).get("script")
+        environment = params.get("environment")
+        script = environment.get("script") if isinstance(environment, dict) else None
         if script != self.script:
             self.error(f"{label}: found a run of {script or 'an unknown script'}, expected one of {self.script}")
-        own = self._argv_from_file(file)
-        args = super().parse_args(own)
-        for key, value in vars(super().parse_args(own + argv)).items():
-            if value != getattr(args, key):
-                self.error(f"--{key}: found {value}, expected the run's own {getattr(args, key)} with {label}")
-        args.continue_run = given.continue_run
+        stored = self._argv_from_file(file)
+        own, args = super().parse_args(stored), super().parse_args(stored + argv)
+        paths = {action.dest for action in self._actions if action.type is path_type}
+        overridable = (paths | set(NOT_IDENTIFYING)) - {"tmp", "resume", "resume_vae", "resume_opt"}
+        args.overrides = {key: value for key, value in vars(own).items() if value != getattr(args, key)}
+        for key, value in args.overrides.items():
+            if key not in overridable:
+                more = {
+                    "epochs": f"; to train on, start a run with --resume {folder}",
+                    "num_epochs": f"; to train on, start a run with --resume_vae {folder}/vae_params.torch",
+                }.get(key, "")
+                self.error(f"--{key}: found {getattr(args, key)}, expected the run's own {value} with {label}{more}")
+        args.continue_run = folder
         return args
 
     def _argv_from_file(self, path: str | Path) -> list[str]:
@@ -86,17 +100,21 @@ class Parser(argparse.ArgumentParser):
         }
         argv, ignored = [], []
         with user_error("--config"):
-            params = read_yaml(path)
+            params = read_yaml(path, as_text=True)
         for key, value in params.items():
             if key in RUN_KEYS:
                 continue
             if key not in known:
-                ignored.append(str(key))
+                ignored.append(key)
+            elif isinstance(value, dict):
+                self.error(f"{path}: {key}: found a mapping, expected a value or a list of values")
             elif isinstance(known[key], argparse._StoreTrueAction):
-                argv += [f"--{key}"] if value else []
+                if value is not None and value.lower() not in SWITCH:
+                    self.error(f"{path}: {key}: found {value}, expected true or false")
+                argv += [f"--{key}"] if value and SWITCH[value.lower()] else []
             elif isinstance(value, list):
-                argv += [f"--{key}", *map(str, value)]
-            elif value is not None and value != "":
+                argv += [f"--{key}", *value]
+            elif value:
                 argv.append(f"--{key}={value}")
         if ignored:
             print(f"{path}: ignored, not options of this script: {', '.join(ignored)}", file=sys.stderr)
@@ -143,14 +161,21 @@ def path_type(text: str) -> str:
     return os.path.abspath(text) if text else ""
 
 
+def switch_type(text: str) -> int:
+    """An argparse type: 0 or 1, or as people write it in YAML: no, off, false, yes, on, true."""
+    if text.lower() not in SWITCH:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected 0 or 1")
+    return SWITCH[text.lower()]
+
+
 def tensorboard_type(text: str) -> int:
     """An argparse type: 0, or 1 where the package is installed."""
-    if int(text):
+    if switch_type(text):
         try:
             require_packages("found 1", "tensorboard")
         except UserError as error:  # a ValueError, whose message argparse would replace
             raise argparse.ArgumentTypeError(str(error)) from None
-    return int(text)
+    return switch_type(text)
 
 
 def add_run_options(parser: Parser) -> None:
@@ -162,7 +187,8 @@ def add_run_options(parser: Parser) -> None:
         "--continue",
         dest="continue_run",
         metavar="RUN_DIR",
-        help="continue a stopped run from its checkpoint, in its directory and with its arguments",
+        help="continue a stopped run from its checkpoint, in its directory and with its arguments; "
+        "device, name and paths of the same content may be given anew",
     )
     group.add_argument("--tmp", action="store_true", help="put the run under tmp/ instead of runs/")
     group.add_argument("--seed", type=SEED, default=42, help="seed of every random number")
@@ -194,7 +220,7 @@ def add_run_options(parser: Parser) -> None:
 def add_compile_option(group: argparse._ArgumentGroup) -> None:
     """Add the option of the scripts whose training step torch can compile as a whole."""
     help = "1: torch.compile the training step; needs a compiler, and starts slowly"
-    group.add_argument("--compile", type=int, choices=(0, 1), default=0, help=help)
+    group.add_argument("--compile", type=switch_type, choices=(0, 1), default=0, help=help)
 
 
 def add_network_options(parser: Parser, net_cfg: str) -> None:
@@ -206,7 +232,11 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=WHOLE, default=500, help="images per test batch; at most 100 on a CPU")
     data.add_argument(
-        "--aug", type=int, choices=(0, 1), default=0, help="1: random crops of the images padded by 4, and flips"
+        "--aug",
+        type=switch_type,
+        choices=(0, 1),
+        default=0,
+        help="1: random crops of the images padded by 4, and flips",
     )
 
     training = parser.add_argument_group("training")

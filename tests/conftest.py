@@ -86,17 +86,19 @@ def refusal(sandbox, capsys):
     return run
 
 
-def start_script(name: str, argv: list[str], before: str = "") -> subprocess.Popen:
-    """Start a script as a process with one thread, after the Python code `before`."""
+HEED_HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # whatever the tests were started with
+
+
+def start_script(name: str, argv: list[str], before: str = "", **options) -> subprocess.Popen:
+    """Start a script as a process with one thread, after the Python code `before`; `options` are those of Popen."""
     run = (
         f"sys.argv = sys.argv[1:]; sys.path.insert(0, {str(ROOT)!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     return subprocess.Popen(
         [sys.executable, "-c", f"import runpy, sys\n{before}\n{run}", str(ROOT / name), *argv],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
     )
 
 

@@ -99,7 +99,7 @@ MISTAKES = [
     ("train-bnn.py", ["--init_list", "recon", "--vae_list", "a"], "--filters_list: found 0"),
     ("train-bnn.py", [*SMALL, "--init_list", "pretrained", "--pretrained", "nowhere"], "--pretrained"),
     ("train-bnn.py", ["--epochs", "5", "--decrease_from", "5"], "--decrease_from: found 5, expected less than"),
-    ("train-bnn.py", ["--continue", "nowhere"], "--continue nowhere"),
+    ("train-bnn.py", ["--continue", "nowhere"], "nowhere/params.yaml"),
     ("train-bnn.py", ["--l2", "1"], "--l2"),
     ("train-bnn.py", ["--kernel_dim", "7"], "--kernel_dim"),
     ("train-bnn.py", ["--epoch", "7"], "--epoch"),

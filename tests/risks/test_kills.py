@@ -1,16 +1,20 @@
 """Runs that are stopped, killed or out of disk continue: nothing is lost, and the end is that of a whole run."""
 
+import fcntl
 import os
+import pty
 import random
 import resource
 import signal
+import termios
 import time
 
 import pytest
 
 from runs.checkpoint import load_file
+from runs.files import read_yaml
 from runs.loop import CHECKPOINTS, Run
-from tests.conftest import SMALL, SMALL_RUNS, assert_same_end, start_script, until
+from tests.conftest import HEED_HANGUP, SMALL, SMALL_RUNS, assert_same_end, start_script, until
 
 KILLS = int(os.environ.get("DWP_KILLS", "1"))
 SLOW_WRITES = """
@@ -80,20 +84,66 @@ def test_a_second_signal_stops_a_process_at_once(number, sandbox):
     assert state["epoch"] >= 1 and f"run directory: {checkpoint.parent}\n" in out
 
 
+@pytest.fixture
+def long_run(sandbox, small_run):
+    """`long_run("net")`: script and arguments of a run to interrupt, the directory of one that was not interrupted, and
+    a function that finds the other directory."""
+
+    def make(name: str):
+        file, argv = small_run(name)
+        argv = [*argv, "--num_epochs" if name == "vae" else "--epochs", str(6 + 4 * KILLS)]
+        whole = start_script(file, argv)
+        _, err = whole.communicate()
+        assert whole.returncode == 0, err
+        (whole_root,) = (sandbox / "logs" / f"exman-{file}" / "runs").iterdir()
+
+        def second_root():
+            folders = {path.parent for path in sandbox.glob(f"logs/exman-{file}/runs/*/params.yaml")} - {whole_root}
+            return next(iter(folders), None)
+
+        return file, argv, whole_root, second_root
+
+    return make
+
+
 @pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
-def test_a_killed_run_continues_as_if_it_never_was(name, sandbox, small_run):
+def test_a_run_whose_terminal_vanishes_continues_as_if_it_never_did(name, long_run):
+    """The terminal of a session closes at a random moment of the training (10 per script: `make soak`)."""
+    file, argv, whole_root, second_root = long_run(name)
+    generator = random.Random(1)
+    codes = []
+    for _ in range(max(1, KILLS // 3)):
+        terminal, end = pty.openpty()
+        process = start_script(
+            *(file, argv, HEED_HANGUP),
+            stdin=end,
+            stdout=end,
+            stderr=end,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(end)
+        printed = b""
+        while b"run directory: " not in printed:
+            printed += os.read(terminal, 10_000)
+        root = until(second_root, process)
+        argv = ["--continue", str(root)]
+        time.sleep(generator.uniform(0, 0.5))
+        os.close(terminal)
+        codes.append(process.wait())
+        state = read_yaml(root / "state.yaml")["state"]
+        assert (codes[-1], state) in ((128 + signal.SIGHUP, "stopped"), (0, "finished"))
+    process = start_script(file, argv)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_same_end(whole_root, root)
+    assert KILLS == 1 or 128 + signal.SIGHUP in codes
+
+
+@pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
+def test_a_killed_run_continues_as_if_it_never_was(name, long_run):
     """`kill -9` at random moments, every other one while a checkpoint is written (30 per script: `make soak`)."""
-    file, argv = small_run(name)
-    argv = [*argv, "--num_epochs" if name == "vae" else "--epochs", str(6 + 4 * KILLS)]
-    whole = start_script(file, argv)
-    _, err = whole.communicate()
-    assert whole.returncode == 0, err
-    (whole_root,) = (sandbox / "logs" / f"exman-{file}" / "runs").iterdir()
-
-    def second_root():
-        folders = {path.parent for path in sandbox.glob(f"logs/exman-{file}/runs/*/params.yaml")} - {whole_root}
-        return next(iter(folders), None)
-
+    file, argv, whole_root, second_root = long_run(name)
     generator = random.Random(0)
     root = None
     for i in range(KILLS):

@@ -11,7 +11,7 @@ import pytest
 from runs.directory import ROOT
 from runs.files import read_yaml
 from runs.log import read_rows
-from tests.conftest import SMALL, start_script, until
+from tests.conftest import HEED_HANGUP, SMALL, start_script, until
 
 ARGV = [*SMALL, "--epochs", "6"]
 
@@ -58,10 +58,10 @@ def test_a_path_that_the_output_cannot_encode(sandbox):
 
 
 def test_a_terminal_that_closes(sandbox):
-    """Without the signal, as under nohup: what is written to the terminal fails from then on."""
+    """Without the signal, because the terminal is not that of the session: what is written to it fails from then on."""
     terminal, end = pty.openpty()
-    argv = ["nohup", sys.executable, str(ROOT / "train-net.py"), *ARGV, "--epochs", "6"]
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=end, stderr=end, start_new_session=True)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": end, "stderr": end}
+    process = start_script("train-net.py", ARGV, start_new_session=True, **streams)
     os.close(end)
     os.read(terminal, 1)  # it has begun to write
     os.close(terminal)
@@ -72,8 +72,7 @@ def test_a_terminal_that_closes(sandbox):
 
 
 def test_a_hangup_stops_a_run_with_a_checkpoint(sandbox, script):
-    heed = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # whatever these tests were started with
-    process = start_script("train-net.py", [*ARGV, "--epochs", "100000"], heed)
+    process = start_script("train-net.py", [*ARGV, "--epochs", "100000"], HEED_HANGUP)
     folder = sandbox / "logs" / "exman-train-net.py" / "runs"
     until(lambda: folder.exists() and any(folder.glob("*/checkpoint.torch")), process)
     process.send_signal(signal.SIGHUP)

@@ -19,7 +19,7 @@ ARGS = Namespace(tmp=False, continue_run=None, config=None, x=1)
 
 def launch(barrier):
     barrier.wait()
-    Run("train-net.py", ARGS, torch.device("cpu"))
+    Run("train-net.py", ARGS, torch.device("cpu"), {})
 
 
 def test_fifty_launches_at_once(sandbox):
@@ -52,7 +52,7 @@ def test_a_lock_ends_with_the_process_that_held_it(sandbox):
     assert held.wait(HANG)
     process.kill()
     process.join()
-    assert Run("train-net.py", ARGS, torch.device("cpu")).root.name.startswith("000001-")
+    assert Run("train-net.py", ARGS, torch.device("cpu"), {}).root.name.startswith("000001-")
 
 
 def test_as_processes(sandbox):

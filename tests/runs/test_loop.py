@@ -42,7 +42,7 @@ def test_terms_are_checked_every_hundred_steps(sandbox):
     """And at once after the steps of an epoch, before a row or a checkpoint is written."""
     assert CHECK_EVERY == 100
     for n, step in ((250, 100), (7, 7)):
-        run = Run("train-net.py", ARGS, torch.device("cpu"))
+        run = Run("train-net.py", ARGS, torch.device("cpu"), {})
         run.track(totals=torch.zeros(1))
         line = rf"step {step} \(epoch 1\): not finite: second; expected numbers; no checkpoint has been written yet"
         with pytest.raises(UserError, match=line):
@@ -54,7 +54,7 @@ def test_terms_are_checked_every_hundred_steps(sandbox):
 
 
 def test_a_value_of_the_log_that_is_not_finite(sandbox):
-    run = Run("train-net.py", ARGS, torch.device("cpu"))
+    run = Run("train-net.py", ARGS, torch.device("cpu"), {})
     with pytest.raises(UserError, match="not finite: test_nll;"):
         run.log(1, train_nll=1.0, test_nll=float("nan"))
     assert not run.rows and not list(run.root.glob("*-logs.*"))

@@ -21,6 +21,47 @@ def test_vae_learning_rate(script, epoch, step, expected):
     assert module.learning_rate(args, epoch) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("word", ["-1e1", "-10", "-10.", "-1E+1"])
+def test_negative_numbers(script, word):
+    assert script("train-bnn.py").parse(["--logvarinit", word, "--ens", "3"]).logvarinit == -10
+    assert script("train-bnn.py").parse(["--logvarinit", "-.5"]).logvarinit == -0.5
+
+
+YAML = """
+prior_list: [sn, no]
+aug: {switch}
+tmp: {switch}
+name: 2026-11-25
+prior: no
+epochs: 16
+logvarinit: -1e1
+pretrained: null
+filters_list: ~
+init_list: []
+classifier_prior: none
+"""
+
+
+@pytest.mark.parametrize(
+    "switch, expected", [(w, 1) for w in ("true", "yes", "on", "Yes", "1")] + [("off", 0), ("no", 0)]
+)
+def test_yaml_as_people_write_it(script, tmp_path, switch, expected):
+    """YAML 1.1 reads `no` as False, dates as dates and `-1e1` as text; here an option gets the words as written."""
+    file = tmp_path / "x.yaml"
+    file.write_text(YAML.format(switch=switch))
+    args = script("train-bnn.py").parse(["--config", str(file)])
+    assert args.prior_list == ["sn", "no"] and args.prior == "no" and args.priors == ["sn", "no"]
+    assert args.aug == expected and args.tmp == bool(expected) and args.name == "2026-11-25"
+    assert (args.epochs, args.logvarinit, args.pretrained, args.filters_list) == (16, -10, "", [])
+    assert script("train-net.py").parse(["--aug", switch, "--rfe", "on"]).rfe == 1
+
+
+@pytest.mark.parametrize("line, expected", [("aug: perhaps", "--aug"), ("tmp: 7", "tmp"), ("lr: {a: 1}", "lr")])
+def test_yaml_that_no_option_takes(refusal, tmp_path, line, expected):
+    (tmp_path / "x.yaml").write_text(f"{line}\n")
+    assert expected in refusal("train-bnn.py", ["--config", str(tmp_path / "x.yaml")])
+
+
 def test_paths_are_absolute(script, tmp_path, monkeypatch):
     """A relative path names the same file from every folder after parsing; an empty one stays empty."""
     monkeypatch.chdir(tmp_path)
