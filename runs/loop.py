@@ -144,33 +144,34 @@ class Run:
 
     def epochs(self, total: int) -> Iterator[int]:
         """Yield the remaining epochs of 1..total. Writes checkpoints (`checkpoint_freq`), and ends on a stop signal."""
-        tqdm.write(f"run directory: {self.root}", file=sys.stdout)
-        sys.stdout.flush()
-        if self.epoch >= total:
-            tqdm.write(f"finished: all {total} epochs are done", file=sys.stdout)
         self._total = total
-        self._write_state("running")
-        if self.args.tensorboard:
-            self.log_files.start_tensorboard()
-        written = time.monotonic()
-        bar = tqdm(total=total, initial=self.epoch, desc="epochs", disable=None)
-        with stop_signals() as self._received, bar:
-            while self.epoch < total:
-                yield self.epoch + 1
-                self.epoch += 1
-                self.order = None
-                bar.update()
-                freq = self.args.checkpoint_freq
-                if self.epoch == total or (self.epoch % freq == 0 if freq else self._logged):
-                    self.checkpoint()
-                    self._logged = False
-                if self.epoch < total:
-                    self._stop_if_asked()
-                if time.monotonic() > written + STATE_EVERY:
-                    self._write_state("running")
-                    written = time.monotonic()
-        self.log_files.close()
-        self._write_state("finished")
+        # From here on a signal is heeded: who reads the printed line may stop the run at once.
+        with stop_signals() as self._received:
+            tqdm.write(f"run directory: {self.root}", file=sys.stdout)
+            if self.epoch >= total:
+                tqdm.write(f"finished: all {total} epochs are done", file=sys.stdout)
+            sys.stdout.flush()
+            self._write_state("running")
+            if self.args.tensorboard:
+                self.log_files.start_tensorboard()
+            written = time.monotonic()
+            with tqdm(total=total, initial=self.epoch, desc="epochs", disable=None) as bar:
+                while self.epoch < total:
+                    yield self.epoch + 1
+                    self.epoch += 1
+                    self.order = None
+                    bar.update()
+                    freq = self.args.checkpoint_freq
+                    if self.epoch == total or (self.epoch % freq == 0 if freq else self._logged):
+                        self.checkpoint()
+                        self._logged = False
+                    if self.epoch < total:
+                        self._stop_if_asked()
+                    if time.monotonic() > written + STATE_EVERY:
+                        self._write_state("running")
+                        written = time.monotonic()
+            self.log_files.close()
+            self._write_state("finished")
         self._lock.release()
 
     def batches(self, n: int, size: int, least: int = 1) -> Iterator[Tensor]:
