@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import textbook
 from benchmarks.measure import Comparison
-from benchmarks.textbook import take_step, textbook_copy
+from benchmarks.textbook import ImageDataset, take_step, textbook_copy
 from models.bayes import kl, set_mode
 from models.build import build_vae
 from models.fconv import FConv
@@ -79,13 +79,10 @@ def compare_kl(quick: bool, k: int, kl_kernels: int = 0, precision: str = "fp32"
 
 
 def compare_points(quick: bool) -> Comparison:
-    """The exact KL of conv2 with `models.layers.through_points`, and in the textbook's place without it.
-
-    Without it the VAE's transposed convolution of 3x3 maps is direct, and everything else is as in ours.
-    """
+    """The exact KL of conv2, ours with `models.layers.through_points` and, in the textbook's place, without it."""
     layer = random_bnn(quick).features.conv2
     decoder = layer.prior.decoder.decoder  # a convolution of 1x1 maps, then transposed ones of 1x1 and of 3x3 maps
-    decoder[4].__class__ = nn.ConvTranspose2d  # with the same parameters
+    decoder[4].__class__ = nn.ConvTranspose2d  # a direct convolution, with the same parameters
 
     def direct():
         keep_freed_memory()  # as ours does
@@ -114,7 +111,7 @@ def compare_evaluation(quick: bool) -> Comparison:
         logits = predict(lambda x, generator: net.sample_logits(x, SAMPLES, generator), data, n)
         F.log_softmax(torch.cat(logits, 1), 2).logsumexp(0)
 
-    theirs = partial(textbook.evaluate, textbook_copy(net), textbook.ImageDataset(*data), SAMPLES)
+    theirs = partial(textbook.evaluate, textbook_copy(net), ImageDataset(*data), SAMPLES)
     return Comparison(f"evaluation, {n} images, {SAMPLES} samples", ours, theirs)
 
 
@@ -146,7 +143,7 @@ def compare_net_epoch(quick: bool, widths: tuple[int, int], n: int, precision: s
                 loss = F.cross_entropy(net(x), y) + 0.001 * sum(p.square().sum() for p in net.features.parameters())
             take_step(optimizer, loss)
 
-    theirs = partial(textbook.net_epoch, textbook_net, Adam(textbook_net.parameters()), textbook.ImageDataset(*data))
+    theirs = partial(textbook.net_epoch, textbook_net, Adam(textbook_net.parameters()), ImageDataset(*data))
     return Comparison(f"source network {widths[0]}/{widths[1]}, {n} images, {precision}", ours, theirs, precision)
 
 
