@@ -25,10 +25,8 @@ def bnn_arguments(
 
     The initial kernels come from the VAEs of 7x7 and 5x5 kernels in `vae_list`. Both convs have the prior `prior`.
     """
-    options = (
-        f"--data mnist --num_examples 50 --data_split_seed {split} --net_cfg bayes --hid_dim 32 128 --ens {SAMPLES}"
-    )
-    options += f" --init_list vae vae --prior_list {prior} {prior} --kl_kernels {kl_kernels}"
+    options = f"--data mnist --num_examples 50 --data_split_seed {split} --net_cfg bayes --hid_dim 32 128"
+    options += f" --ens {SAMPLES} --init_list vae vae --prior_list {prior} {prior} --kl_kernels {kl_kernels}"
     return [*f"{options} --epochs {epochs} --eval_freq {eval_freq} --vae_list".split(), *vae_list]
 
 
