@@ -23,8 +23,8 @@ def compare_kl(n: int) -> Comparison:
     vae = random_vae(5)
     textbook_vae = textbook_copy(vae)
     mean, log_variance = torch.zeros(n, 1, 5, 5), torch.full((n, 1, 5, 5), -8.0)
-    DeepWeightPrior(vae).kl(mean[:512], log_variance[:512])  # loads the libraries and starts the threads
     parameters = [mean.requires_grad_(), log_variance.requires_grad_()]
+    DeepWeightPrior(vae).kl(mean[:512], log_variance[:512])  # loads the libraries and starts the threads
     return Comparison(
         f"KL of {n} 5x5 kernels",
         lambda: torch.autograd.grad(DeepWeightPrior(vae).kl(*parameters), parameters),

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import signal
 import timeit
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -56,5 +57,7 @@ def seconds_and_memory(side: str, make: Callable[..., Comparison], *arguments: o
 
 def in_new_process(function: Callable, *arguments: object) -> Any:
     """`function(*arguments)` in a process of its own, because the memory that one call frees serves the next call."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C, which the process also gets, ends it at once and without a traceback.
+    at_start = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **at_start) as pool:
         return pool.submit(function, *arguments).result()
