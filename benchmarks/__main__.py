@@ -8,7 +8,6 @@ the exact KL and of this machine follow. `--quick` runs everything once on tiny 
 mean nothing.
 """
 
-import argparse
 import os
 import platform
 import statistics
@@ -17,8 +16,7 @@ import sys
 from runs.errors import UserError, one_line_errors
 from runs.options import WHOLE, Parser
 
-HEADERS = ("textbook, s", "ours, s", "times faster", "textbook, MB", "ours, MB")
-FORMATS = (".4f", ".4f", ".1f", ".0f", ".0f")
+COLUMNS = {"textbook, s": ".4f", "ours, s": ".4f", "times faster": ".1f", "textbook, MB": ".0f", "ours, MB": ".0f"}
 NAME_WIDTH = 44  # characters
 NO_BFLOAT16 = "not measured: this CPU does not compute in bfloat16"
 
@@ -35,42 +33,35 @@ def main(argv: list[str] | None = None) -> list[list]:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, once: a check, not a measurement")
     parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name contains one of these words")
     parser.add_argument("--repeats", type=WHOLE, default=5, help="measurements of either side of each row")
-    parser.add_argument("--peak", nargs=2, default=[], help=argparse.SUPPRESS)  # of this row, the memory of this side
     args = parser.parse_args(argv)
     # After the arguments, so that a mistake in them is answered at once.
     import torch
     from tqdm import tqdm
 
     from benchmarks.comparisons import COMPARISONS, CPU, flop_rates
-    from benchmarks.measure import SIDES, printed_numbers
+    from benchmarks.measure import SIDES, in_new_process, seconds_and_memory
     from runs.device import has_bfloat16
 
-    if args.peak:
-        i, side = args.peak
-        print(COMPARISONS[int(i)](args.quick).wall_time_and_memory(side)[1])
-        return []
-    comparisons = {i: make(args.quick) for i, make in enumerate(COMPARISONS)}
-    if args.rows:
-        comparisons = {i: c for i, c in comparisons.items() if any(word in c.name for word in args.rows)}
-    if not comparisons:
+    rows = [(make, make(args.quick)) for make in COMPARISONS]
+    rows = [row for row in rows if any(word in row[1].name for word in args.rows or [""])]
+    if not rows:
         raise UserError(f"--rows: found no row with {' or '.join(args.rows)} in its name")
 
     threads, cpus = torch.get_num_threads(), os.cpu_count()
     print(f"torch {torch.__version__}, {threads} threads, {platform.machine()}, {cpus} CPUs\n")
-    print(table_line("computation", *HEADERS))
-    print(table_line("-" * NAME_WIDTH, *("-" * len(header) for header in HEADERS)), flush=True)
+    print(table_line("computation", *COLUMNS))
+    print(table_line("-" * NAME_WIDTH, *("-" * len(column) for column in COLUMNS)), flush=True)
     warm_ups, repeats = (0, 1) if args.quick else (1, args.repeats)
     table = []
-    for i, comparison in tqdm(comparisons.items(), desc="rows", disable=None):
+    for make, comparison in tqdm(rows, desc="rows", disable=None):
         if comparison.precision == "bf16" and not has_bfloat16(CPU):
             values = cells = [NO_BFLOAT16]
         else:
-            times = [[comparison.wall_time(side) for side in SIDES] for _ in range(warm_ups + repeats)][warm_ups:]
+            times = [[comparison.seconds(side) for side in SIDES] for _ in range(warm_ups + repeats)][warm_ups:]
             textbook, ours = (statistics.median(column) for column in zip(*times, strict=True))
-            quick = ["--quick"] if args.quick else []
-            memory = [printed_numbers(["benchmarks", "--peak", str(i), side, *quick])[0] for side in SIDES]
+            memory = [in_new_process(seconds_and_memory, side, make, args.quick)[1] for side in SIDES]
             values = [textbook, ours, textbook / ours, *memory]
-            cells = [f"{v:{len(h)}{f}}" for v, h, f in zip(values, HEADERS, FORMATS, strict=True)]
+            cells = [f"{v:{len(column)}{f}}" for v, (column, f) in zip(values, COLUMNS.items(), strict=True)]
         tqdm.write(table_line(comparison.name, *cells), file=sys.stdout)
         sys.stdout.flush()
         table.append([comparison.name, *values])

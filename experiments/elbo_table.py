@@ -36,14 +36,12 @@ def main(argv: list[str] | None = None) -> list[list]:
     with user_error("--data"):
         sets = [utils.load_kernels(Path(path, "test.npy"), sizes[0]) for path in args.data]
     torch.manual_seed(args.seed)
-    table, cells = [], []
-    for path, vae in zip(args.vaes, vaes, strict=True):
-        elbos = [test_elbo(vae, kernels, args.samples) for kernels in sets]
-        table.append([path, *(value for elbo in elbos for value in elbo)])
-        cells.append([path, *(f"{mean:.2f} ({error:.2f})" for mean, error in elbos)])
+    elbos = [[test_elbo(vae, kernels, args.samples) for kernels in sets] for vae in vaes]
+    texts = [[f"{mean:.2f} ({error:.2f})" for mean, error in row] for row in elbos]
     print("test ELBO in nats per kernel (standard error)")
-    print(tabulate.tabulate(cells, ["VAE", *args.data], tablefmt="github"))
-    return table
+    table = [[path, *row] for path, row in zip(args.vaes, texts, strict=True)]
+    print(tabulate.tabulate(table, ["VAE", *args.data], tablefmt="github"))
+    return [[path, *(value for elbo in row for value in elbo)] for path, row in zip(args.vaes, elbos, strict=True)]
 
 
 if __name__ == "__main__":

@@ -25,28 +25,23 @@ BAR = 50  # characters of the longest bar
 
 
 def text_histogram(norms: "np.ndarray") -> str:
-    """Norms (n,) counted in logarithmic bins, one line each: lower edge, count, and a bar.
-
-    The length of a bar is proportional to the square root of the count.
-    """
+    """Norms (n,) counted in logarithmic bins, a line each: lower edge, count, and a bar, as long as its square root."""
     import numpy as np
 
     edges = np.geomspace(max(norms.min(), 1e-6), max(norms.max(), 1e-5) * 1.0001, BINS + 1)
     counts, edges = np.histogram(np.maximum(norms, edges[0]), edges)
     scale = BAR / np.sqrt(counts.max())
-    return "\n".join(
-        f"{edge:10.3g} {count:8d} {'#' * round(scale * np.sqrt(count))}"
-        for edge, count in zip(edges[:-1], counts, strict=True)
-    )
+    bars = ["#" * round(scale * np.sqrt(count)) for count in counts]
+    return "\n".join(f"{edge:10.3g} {n:8d} {bar}" for edge, n, bar in zip(edges[:-1], counts, bars, strict=True))
 
 
 def find_models(patterns: list[str]) -> list[Path]:
     """The model.torch files of the run directories that match the globs, sorted by glob. Raises UserError if none."""
-    folders = (folder for pattern in patterns for folder in sorted(glob.glob(pattern)) if Path(folder).is_dir())
-    models = list(dict.fromkeys(Path(folder) / "model.torch" for folder in folders))
-    missing = [model for model in models if not model.is_file()]
-    if missing:
-        raise UserError(f"--runs: {missing[0]} is missing, expected a run directory of train-net.py")
+    folders = [Path(folder) for pattern in patterns for folder in sorted(glob.glob(pattern))]
+    models = list(dict.fromkeys(folder / "model.torch" for folder in folders if folder.is_dir()))
+    for model in models:
+        if not model.is_file():
+            raise UserError(f"--runs: {model} is missing, expected a run directory of train-net.py")
     if not models:
         raise UserError(f"--runs: found no folder at {' '.join(patterns)}, expected run directories of train-net.py")
     return models
@@ -60,12 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     for k in VAES:
         help = f"{k}x{k} kernels of at least this norm are kept"
         parser.add_argument(f"--min_norm_{k}x{k}", type=number_type(float, 0), help=help)
-    parser.add_argument(
-        "--near",
-        type=number_type(float, 0, 1),
-        default=0.05,
-        help="kernels of one network closer than this, relative to the larger norm, count as one",
-    )
+    help = "kernels of one network closer than this, relative to the larger norm, count as one"
+    parser.add_argument("--near", type=number_type(float, 0, 1), default=0.05, help=help)
     parser.add_argument("--figure", type=Path, metavar="PNG", help="picture of the histograms and thresholds")
     parser.add_argument("--seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of the 80/20 split")
     args = parser.parse_args(argv)
@@ -103,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         for part, kernels in parts.items():
             path = args.out / f"conv{k}x{k}" / f"{part}.npy"
             with atomic_write(path) as file:
-                np.save(file, kernels.numpy().astype(np.float32), allow_pickle=False)
+                np.save(file, kernels.float().numpy(), allow_pickle=False)
             print(f"{path}: {tuple(kernels.shape)}")
     if args.figure:
         from sweeps.plots import plot_norms, save

@@ -23,9 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with test.npy, kernels of the VAE's size")
     parser.add_argument("--out", type=Path, default=ROOT / "logs" / "vae-stats", help="folder for pictures and CSV")
     parser.add_argument("--kernels", type=WHOLE, default=1000, help="at most this many test kernels are used")
-    parser.add_argument(
-        "--samples", type=number_type(int, 2), default=10, help="draws for each KL under the deep weight prior"
-    )
+    help = "draws for each KL under the deep weight prior"
+    parser.add_argument("--samples", type=number_type(int, 2), default=10, help=help)
     parser.add_argument("--seed", type=SEED, default=0, help="seed of every random number")
     args = parser.parse_args(argv)
     # After the arguments, so that a mistake in them is answered at once.

