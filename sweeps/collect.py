@@ -26,10 +26,9 @@ from sweeps.tables import group_runs, groups_table, print_warnings, read_runs, r
 
 
 def collect(paths: Sequence[Path], by: Sequence[str], out: Path, html: bool) -> list[Path]:
-    """Write the tables of all runs at these paths into `out`, print the last test metrics, and return the files.
+    """Write the tables of all runs at these paths, and with `html` the page, into `out`, and return the files.
 
-    A path is a DWP_PATH, the folder of a sweep, or a run directory. The values of the arguments `by` make a group. With
-    `html`, page.html is written too. Raises UserError.
+    The values of the arguments `by` make a group. The last test metrics are printed. Raises UserError.
     """
     records = read_runs(paths)
     groups = group_runs(records, by)
@@ -59,9 +58,8 @@ def collect(paths: Sequence[Path], by: Sequence[str], out: Path, html: bool) -> 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "path", metavar="PATH", nargs="*", type=Path, help="a DWP_PATH (default: $DWP_PATH), a sweep or a run"
-    )
+    help = "a DWP_PATH (default: $DWP_PATH), a sweep or a run"
+    parser.add_argument("path", metavar="PATH", nargs="*", type=Path, help=help)
     parser.add_argument("--by", nargs="+", default=[], metavar="ARGUMENT", help="arguments whose values make a group")
     parser.add_argument("--out", type=Path, help="folder for the tables, by default collected/ in the first PATH")
     parser.add_argument("--html", action="store_true", help="write page.html too")

@@ -5,45 +5,29 @@ from typing import NamedTuple
 
 
 class Sweep(NamedTuple):
-    """The arguments of a sweep of one of the scripts.
+    """The arguments of a sweep of one of the scripts."""
 
-    grid : options with the values to try, as before `--` in `python -m sweeps`.
-    shared : the arguments of all trials. `{vae7x7}` stands for the folder of the 7x7 VAE, and so on.
-    """
-
-    grid: str
-    shared: str
+    grid: str  # options with the values to try, as before `--` in `python -m sweeps`
+    shared: str  # the arguments of all trials; `{vae7x7}` stands for the folder of the 7x7 VAE, and so on
 
 
 class Kernels(NamedTuple):
-    """The kernels of one size and their VAE.
+    """The kernels of one size and their VAE."""
 
-    nets : names of the sweeps of source networks.
-    min_norm : kernels of at least this norm are kept.
-    vae : the arguments of train-vae.py.
-    """
-
-    nets: Sequence[str]
-    min_norm: float
-    vae: str
+    nets: Sequence[str]  # names of the sweeps of source networks
+    min_norm: float  # kernels of at least this norm are kept
+    vae: str  # the arguments of train-vae.py
 
 
 class Scale(NamedTuple):
-    """The pipeline at one scale.
+    """The pipeline at one scale."""
 
-    nets : sweeps of train-net.py by name.
-    kernels : by kernel size.
-    bnns : sweeps of train-bnn.py by name.
-    by : the arguments of train-bnn.py by which the results are grouped.
-    figure_kernels, figure_samples : kernels in the VAE's figures at most, and estimates of each KL there.
-    """
-
-    nets: dict[str, Sweep]
-    kernels: dict[int, Kernels]
-    bnns: dict[str, Sweep]
-    by: str = "num_examples prior_list"
-    figure_kernels: int = 1000
-    figure_samples: int = 10
+    nets: dict[str, Sweep]  # sweeps of train-net.py by name
+    kernels: dict[int, Kernels]  # by kernel size
+    bnns: dict[str, Sweep]  # sweeps of train-bnn.py by name
+    by: str = "num_examples prior_list"  # the arguments of train-bnn.py by which the results are grouped
+    figure_kernels: int = 1000  # at most, in the VAE's figures
+    figure_samples: int = 10  # estimates of each KL there
 
 
 FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
