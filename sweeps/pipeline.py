@@ -21,13 +21,13 @@ from filelock import FileLock, Timeout
 
 from runs.directory import data_root, dwp_path
 from runs.errors import UserError, one_line_errors, require_packages, user_error
-from runs.files import atomic_write, read_yaml, write_yaml
+from runs.files import atomic_write, read_yaml, sha256, write_yaml
 from runs.log import csv_text
 from runs.options import Parser
 from sweeps.cluster import add_resource_options, checked_resources
 from sweeps.collect import collect
 from sweeps.scales import SCALES, Scale
-from sweeps.stages import Context, file_hashes, run_stage, store_by_content, sweep_stage
+from sweeps.stages import Context, run_stage, store_by_content, sweep_stage
 
 VAE_FILES = ("params.yaml", "vae_params.torch")
 NEAR = 0.05  # kernels of a network within this relative distance count as one
@@ -47,16 +47,8 @@ def data_hashes(scale: Scale) -> dict[str, str]:
     names = sorted({shared[shared.index("--data") + 1] for shared in words})
     for name in names:
         utils.load_data(name)
-    files = sorted((data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")) if "not-mnist" in names else []
-    return {Path(path).name: digest for path, digest in file_hashes(files).items()}
-
-
-def check_data(out: Path, found: dict[str, str]) -> None:
-    """Check that `out` was begun with these `data_hashes`, as data do not identify a trial. Raises UserError."""
-    stamp = out / "stages" / "data.yaml"
-    if stamp.exists() and read_yaml(stamp) != found:
-        raise UserError(f"DATA_ROOT: found another notMNIST than {stamp} names, expected a new --out and DWP_PATH")
-    write_yaml(stamp, found)
+    files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*") if "not-mnist" in names else ()
+    return {file.name: sha256(file) for file in sorted(files)}
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> Path:
@@ -139,8 +131,7 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         files = [file for file in trained if file.name in VAE_FILES]
         contents = {file.name: file.read_bytes() for file in files}
         make = functools.partial(store_by_content, contents, out / f"vae{k}x{k}")
-        copies = run_stage(out, f"vae{k}x{k}", VAE_FILES, files, make)
-        vaes[k] = copies[0].parent
+        vaes[k] = run_stage(out, f"vae{k}x{k}", VAE_FILES, files, make)[0].parent
 
     results = []
     folders = {f"vae{k}x{k}": str(vae) for k, vae in vaes.items()}
@@ -169,9 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     add_resource_options(sweep_parser)
     sweep_args, others = sweep_parser.parse_known_args(sweep_words)
     if others:
-        raise UserError(
-            f"--: found {shlex.join(others)}, expected --cpus, --gpus, --retries or --address of the sweeps"
-        )
+        raise UserError(f"--: found {shlex.join(others)}, expected --cpus, --gpus, --retries or --address of a sweep")
     resources = checked_resources(sweep_args)
     require_packages("pipeline", "ray", "pandas", "pyarrow")
     scale, out = SCALES[args.scale], (args.out or dwp_path() / "pipeline" / args.scale).absolute()
@@ -184,7 +173,10 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"--out: {out}: {error.strerror}, expected a folder to write into") from None
     with lock:
-        check_data(out, data)
+        stamp = out / "stages" / "data.yaml"
+        if stamp.exists() and read_yaml(stamp) != data:  # data do not identify a trial
+            raise UserError(f"DATA_ROOT: found another notMNIST than {stamp} names, expected a new --out and DWP_PATH")
+        write_yaml(stamp, data)
         run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale)
     print(f"all results are in {out}: figures/, results/page.html")
 
