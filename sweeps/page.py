@@ -57,9 +57,6 @@ def figure_text(words: str) -> str:
     return short.replace("$", r"\$")
 
 
-# --- learning curves ----------------------------------------------------------------------------------------------
-
-
 def plot_curves(curves: dict[str, list[Record]]) -> plt.Figure:
     """A figure with a panel per column of the logs. A curve is the mean of a group's runs, with its 95% interval.
 
@@ -101,9 +98,6 @@ def svg_element(figure: plt.Figure) -> str:
     return f"<div>{text.getvalue()[text.getvalue().index('<svg') :]}</div>\n"
 
 
-# --- kernels ------------------------------------------------------------------------------------------------------
-
-
 def kernels_before_after(record: Record) -> dict[str, tuple[Tensor, Tensor]]:
     """Kernels (n, 1, k, k) of each conv layer before the training and after it, by the layer's name.
 
@@ -134,9 +128,6 @@ def kernels_section(named: dict[str, Record]) -> str:
                 image = f'<img alt="{html.escape(shown)}" src="data:image/png;base64,{data}">\n'
                 parts += [element("p", shown), image]
     return "".join([head, *parts]) if parts else ""
-
-
-# --- the page -----------------------------------------------------------------------------------------------------
 
 
 def page_html(

@@ -53,14 +53,10 @@ def run_stage(
 ) -> list[Path]:
     """Run a stage, unless its stamp has the same arguments, inputs and outputs, and return the output files.
 
-    Parameters
-    ----------
-    out : folder of the pipeline.
-    name : of the stage; its stamp is `stages/<name>.yaml`.
-    arguments : all that the output depends on, beside the inputs.
-    inputs : files that the stage reads. Their order and content count, their paths do not.
-    make : writes the output files and returns their paths. Raises UserError if one does not exist then.
-    discard : called first with each output file of the stamp that is missing or was changed.
+    The stamp is `stages/<name>.yaml` in the pipeline's folder `out`. `arguments` are all that the output depends on,
+    beside the files in `inputs`, whose order and content count, but not their paths. `make` writes the output files and
+    returns their paths; UserError is raised if one does not exist then. `discard` is called first with each output file
+    of the stamp that is missing or was changed.
     """
     file = out / "stages" / f"{name}.yaml"
     arguments, found, stamp = list(arguments), file_hashes(inputs), read_stamp(file)

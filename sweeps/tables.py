@@ -35,9 +35,6 @@ class Record(NamedTuple):
     rows: list[dict[str, float]]
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
 def printable(value: Any) -> str:
     """A value from a file as one line of printable characters; a list as its items, separated by spaces."""
     line = " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -114,9 +111,6 @@ def read_runs(paths: Sequence[Path]) -> list[Record]:
     if not records:
         raise UserError(f"PATH {' '.join(map(str, paths))}: found no run with a row in its log")
     return records
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def metrics_of(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -46,6 +46,7 @@ SCRIPTS = {
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # environment variables
 POLL = 0.01  # seconds between two checks whether a process has ended
+load_script = functools.cache(runpy.run_path)  # the names that a script defines
 # Ends the process group $0 when standard input is closed without a line, that is when the worker has died. The group
 # gets SIGTERM and, as a checkpoint takes time, SIGKILL only after a minute.
 WATCHDOG = """
@@ -55,12 +56,6 @@ seconds=0
 while sleep 1 && [ $((seconds += 1)) -lt 60 ]; do kill -0 "-$0" 2>/dev/null || exit; done
 kill -KILL "-$0"
 """
-
-
-@functools.cache
-def parse_function(script: str) -> Callable[[Sequence[str]], Any]:
-    """`parse(argv)` of one of the project's scripts."""
-    return runpy.run_path(script)["parse"]
 
 
 def find_script(name: str) -> str:
@@ -159,7 +154,7 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     trial = Trial(script, tuple(argv), label, "", script_folder(script), os.getcwd())
     identity = [script, list(argv), trial.cwd]
     if trial.in_project:
-        args = vars(parse_function(script)(argv)).items()
+        args = vars(load_script(script)["parse"](argv)).items()
         identity = [trial.script_name, {name: value for name, value in args if name not in NOT_IDENTIFYING}]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     return replace(trial, key=digest.hexdigest()[:16])

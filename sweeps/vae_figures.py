@@ -35,21 +35,16 @@ def test_elbo(vae: KernelVAE, kernels: Tensor, samples: int) -> tuple[float, flo
     return elbo.mean().item(), elbo.std().item() / len(elbo) ** 0.5
 
 
-def noise_like(kernels: Tensor) -> Tensor:
-    """Gaussian noise in the shape (n, 1, k, k) of the kernels, each with the norm of its kernel."""
-    noise = torch.randn_like(kernels)
-    return noise * (kernels.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
-
-
 @torch.no_grad()
 def kl_rows(vae: KernelVAE, kernels: Tensor, samples: int) -> list[dict[str, float | str]]:
     """The KL of q(w) = N(kernel, variance) per kernel, in nats, under the deep weight prior and under N(0, 1).
 
-    One row for each of `VARIANCES`, for the kernels (n, 1, k, k) and for noise of the same norms, with the columns
-    `KL_COLUMNS`. kl_dwp is the mean of `samples` >= 2 estimates of the bound KL_aux, kl_dwp_error its standard error.
+    One row for each of `VARIANCES`, for the kernels (n, 1, k, k) and for Gaussian noise of the same norms, with the
+    columns `KL_COLUMNS`. kl_dwp is the mean of `samples` >= 2 estimates of the bound KL_aux, kl_dwp_error its error.
     """
-    rows = []
-    for kind, w in (("real", kernels), ("noise", noise_like(kernels))):
+    rows, noise = [], torch.randn_like(kernels)
+    noise *= (kernels.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    for kind, w in (("real", kernels), ("noise", noise)):
         for variance in VARIANCES:
             log_variance = torch.full_like(w, math.log(variance))
             draws = [DeepWeightPrior(vae).kl(w, log_variance).item() / len(w) for _ in range(samples)]
