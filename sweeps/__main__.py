@@ -40,8 +40,10 @@ def print_status(trials: Sequence[Trial]) -> None:
     print(f"{len(trials)} trials: {', '.join(f'{n} {state}' for state, n in counts.items())}")
 
 
-def parse(argv: Sequence[str]):
-    """The arguments of the command, with the grid as `options` and the arguments of all trials as `shared`."""
+@one_line_errors
+def main(argv: list[str] | None = None) -> list[Path]:
+    """Run a sweep, and return the run directories of its trials, in order. The exit code is 1 if a trial failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     own, shared = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -56,34 +58,26 @@ def parse(argv: Sequence[str]):
     first, options = split_options(own)
     words = [word for option, values in options if option in known for word in (option, *values)]
     args = parser.parse_args([*first, *words])
-    args.options = [(option, values) for option, values in options if option not in known]
-    args.shared = shared
-    args.resources = checked_resources(args)
+    grid = [(option, values) for option, values in options if option not in known]
+    resources = checked_resources(args)
     if args.name and not re.fullmatch(r"[\w.-]*\w[\w.-]*", args.name):
         raise UserError(f"--name: found {args.name!r}, expected a folder's name: letters, digits, '-', '_' and '.'")
     if not args.script and not args.status:
         raise UserError("SCRIPT: found none, expected the script to run")
-    if not args.script and (args.options or args.shared or args.grid):
+    if not args.script and (grid or shared or args.grid):
         raise UserError("SCRIPT: found a grid without it, expected the script to run")
-    return args
 
-
-@one_line_errors
-def main(argv: list[str] | None = None) -> list[Path]:
-    """Run a sweep, and return the run directories of its trials, in order. The exit code is 1 if a trial failed."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(argv)
-    if args.status and not args.script:
+    if not args.script:
         print_status(read_sweep(last_sweep(args.name)))
         return []
     script = find_script(args.script)
-    trials = make_trials(script, [*(grid_file(args.grid) if args.grid else []), *args.options], args.shared)
+    trials = make_trials(script, [*(grid_file(args.grid) if args.grid else []), *grid], shared)
     if args.status or args.dry_run:
         print_status(trials)
         return []
     keys = "".join(trial.key for trial in trials).encode()
     name = args.name or f"{Path(script).stem}-{hashlib.sha256(keys).hexdigest()[:8]}"
-    return run_sweep(name, trials, args.resources, f"python -m sweeps {shlex.join(argv)}")
+    return run_sweep(name, trials, resources, f"python -m sweeps {shlex.join(argv)}")
 
 
 if __name__ == "__main__":

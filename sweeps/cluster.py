@@ -234,12 +234,14 @@ def run_trials(
     return errors
 
 
-def run_unfinished(
-    name: str, trials: Sequence[Trial], unfinished: Sequence[Trial], resources: Resources, received: list[int]
-) -> dict[str, str]:
-    """Run the unfinished trials of a sweep on a Ray, and return the errors of the failed ones, by key."""
+def run_unfinished(name: str, trials: Sequence[Trial], resources: Resources, received: list[int]) -> dict[str, str]:
+    """Run the unfinished trials of a sweep, on a Ray if there are any; the errors of the failed ones, by key."""
     from tqdm import tqdm
 
+    unfinished = [trial for trial in trials if trial.record()["state"] != "finished"]
+    if not unfinished:
+        write_sweep(name, trials)
+        return {}
     with connected(resources.address) as ray:
         nodes = nodes_for(ray, resources.cpus, resources.gpus)
         if resources.address:
@@ -257,21 +259,17 @@ def run_sweep(name: str, trials: Sequence[Trial], resources: Resources, command:
     stop signal, with the `command` that continues the sweep, and SystemExit with code 1 where trials failed, which are
     named on stderr.
     """
-    unfinished = [trial for trial in trials if trial.record()["state"] != "finished"]
     errors: dict[str, str] = {}
-    if not unfinished:
-        write_sweep(name, trials)
-    else:
-        with stop_signals() as received:
-            try:
-                errors = run_unfinished(name, trials, unfinished, resources, received)
-            except (Stopped, SystemError):  # Ray's functions turn the Stopped of a second signal into a SystemError
-                if len(received) < 2:
-                    raise
-        if received:
-            done = sum(trial.record()["state"] == "finished" for trial in trials)  # a disabled bar does not count
-            message = f"stopped, {done} of {len(trials)} trials are finished; continue with: {command}"
-            raise Stopped(received[0], message)
+    with stop_signals() as received:
+        try:
+            errors = run_unfinished(name, trials, resources, received)
+        except (Stopped, SystemError):  # Ray's functions turn the Stopped of a second signal into a SystemError
+            if len(received) < 2:
+                raise
+    if received:
+        done = sum(trial.record()["state"] == "finished" for trial in trials)  # a disabled bar does not count
+        message = f"stopped, {done} of {len(trials)} trials are finished; continue with: {command}"
+        raise Stopped(received[0], message)
     for trial in trials:
         if trial.key in errors:
             print(f"failed: {trial.label}: {errors[trial.key]} ({trial.file('err')})", file=sys.stderr)

@@ -5,18 +5,18 @@
 PATH is a DWP_PATH, the folder of a sweep, or a run directory. Two tables of all PATHs are written, as CSV and Parquet:
 
 - `runs`, a row per run: script, run, state, arguments, and of each column of the run's log `last_<column>` and
-  `best_<column>`. The best value is the largest accuracy, ELBO or log-likelihood, and the smallest NLL or loss. Other
-  columns (KL, lr, sec, l2_norm, dwp_reg) have no best value. The best value of a test column was chosen on the test
-  set. It does not estimate the value on new images, and must not be used to select runs or epochs.
+  `best_<column>`: the largest accuracy, ELBO or log-likelihood, and the smallest NLL or loss. The other columns have
+  no best value. That of a test column was chosen on the test set: it must not be used to select runs or epochs.
 - `groups`, a row per group and metric: n, mean, std (divisor n - 1), and the 95% interval of the mean by Student's t
-  over runs. The runs of a group have the same script and the same values of the arguments in `--by`. Only finished runs
-  are in a group.
+  over runs. A group has the finished runs with the same script and the same values of the arguments in `--by`.
 
 Empty and damaged runs are named on stderr and left out. `--html` writes `page.html` too, one file that loads no other.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import tabulate
 
 from runs.directory import dwp_path
 from runs.errors import one_line_errors, require_packages
@@ -32,9 +32,6 @@ def collect(paths: Sequence[Path], by: Sequence[str], out: Path, html: bool) -> 
     """
     records = read_runs(paths)
     groups = group_runs(records, by)
-    # After the checks, so that a mistake is answered at once.
-    import tabulate
-
     tables = {"runs": runs_table(records), "groups": groups_table(groups, by)}
     print_warnings(records, groups)
     shown = tables["groups"][tables["groups"]["metric"].str.match("last_.*test_(?!loss)")]

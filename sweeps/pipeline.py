@@ -4,10 +4,9 @@
 
 sweeps/scales.py has the arguments of every stage. Networks and VAEs are trained by sweeps; the options after `--` are
 theirs: --cpus, --gpus, --retries and --address of `python -m sweeps`. A stage is skipped if its stamp in DIR/stages has
-the same arguments and the same input and output files, by SHA-256. The arguments of a trial identify it, so kernels and
-VAEs are in folders whose names end with a hash of their content. The command writes conv7x7-<hash>, vae7x7-<hash>, ...
-into DIR; into figures/ histograms of norms, the kernels, and what the VAEs have learnt; into results/ the tables of the
-Bayesian networks and page.html.
+the same arguments and the same input and output files, by SHA-256. The command writes kernels and VAEs into folders
+named by their content, conv7x7-<hash>, vae7x7-<hash>, ...; into figures/ histograms of norms, the kernels, and what the
+VAEs have learnt; into results/ the tables of the Bayesian networks and page.html.
 """
 
 import functools
@@ -81,13 +80,10 @@ def extract_kernels(out: Path, k: int, min_norm: float, models: Sequence[Path]) 
     return [*histogram, *store_by_content(contents, out / f"conv{k}x{k}")]
 
 
-def write_figures(
-    folder: Path, samples: int, kernels: int, convs: Mapping[int, Path], vaes: Mapping[int, Path]
-) -> list[Path]:
+def write_figures(folder: Path, scale: Scale, convs: Mapping[int, Path], vaes: Mapping[int, Path]) -> list[Path]:
     """Write figures of the kernels and VAEs and the table of test ELBOs, in nats per kernel, and return the files.
 
-    A VAE's figures show at most `kernels` test kernels, with `samples` estimates of each KL. `convs` and `vaes` are the
-    folders of kernels and of VAEs by kernel size.
+    `convs` and `vaes` are the folders of kernels and of VAEs by kernel size.
     """
     import torch
 
@@ -99,9 +95,9 @@ def write_figures(
         vae, test_kernels = utils.load_vae(vaes[k]), utils.load_kernels(conv / "test.npy", k)
         files += save_all(kernel_figures(conv, vaes[k] if vae.z_dim == 2 else None), folder)
         torch.manual_seed(FIGURE_SEED)
-        drawn = test_kernels[torch.randperm(len(test_kernels))[:kernels]]
+        drawn = test_kernels[torch.randperm(len(test_kernels))[: scale.figure_kernels]]
         with user_error(f"{conv / 'test.npy'}:"):
-            figures, kl = vae_figures(vae, drawn, samples)
+            figures, kl = vae_figures(vae, drawn, scale.figure_samples)
         files += save_all(figures, folder / f"vae{k}x{k}", tight=True)
         files.append(write_csv(folder / f"vae{k}x{k}" / "kl.csv", kl))
         torch.manual_seed(FIGURE_SEED)
@@ -140,9 +136,9 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         words = [word.format(**folders) for word in shlex.split(shared)]
         results += sweep_stage(context, f"bnns-{name}", "train-bnn.py", grid, words, priors)
 
-    samples, most = scale.figure_samples, scale.figure_kernels
-    make = functools.partial(write_figures, out / "figures", samples, most, convs, vaes)
-    run_stage(out, "figures", ["--kernels", str(most), "--samples", str(samples)], [*priors, *kernels], make)
+    arguments = ["--kernels", str(scale.figure_kernels), "--samples", str(scale.figure_samples)]
+    make = functools.partial(write_figures, out / "figures", scale, convs, vaes)
+    run_stage(out, "figures", arguments, [*priors, *kernels], make)
     by, roots = scale.by.split(), list(dict.fromkeys(file.parent for file in results))
     make = functools.partial(collect, roots, by, out / "results", html=True)
     run_stage(out, "results", ["--by", *by, "--html", "--out", str(out / "results")], results, make)
