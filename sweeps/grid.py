@@ -99,17 +99,15 @@ def read_sweep(folder: str | Path) -> list[Trial]:
     """The trials in a sweep's folder. Raises UserError where its `sweep.yaml` is missing or damaged."""
     file = Path(folder, "sweep.yaml")
     content = read_yaml(file)
-    script, cwd, shared, trials = (content.get(name) for name in ("script", "cwd", "shared", "trials"))
-    words = [script, cwd, shared, *([*trials, *trials.values()] if isinstance(trials, dict) else [None])]
+    script, cwd, shared, labels = (content.get(name) for name in ("script", "cwd", "shared", "trials"))
+    words = [script, cwd, shared, *(itertools.chain(*labels.items()) if isinstance(labels, dict) else [None])]
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{file}: found no sweep, expected script, cwd, shared and trials, all of them text")
     base = Path(os.path.abspath(folder)).parent.parent / f"exman-{Path(script).name}"
     script = str(ROOT / script) if script in SCRIPTS else script
-    try:
-        argv = {key: (*shlex.split(shared), *shlex.split(label)) for key, label in trials.items()}
-    except ValueError as error:
-        raise UserError(f"{file}: {error}, expected arguments as a shell takes them") from None
-    return [Trial(script, argv[key], label, key, base, cwd) for key, label in trials.items()]
+    with user_error(f"{file}: expected arguments as a shell takes them, found"):
+        argvs = {key: (*shlex.split(shared), *shlex.split(label)) for key, label in labels.items()}
+    return [Trial(script, argv, labels[key], key, base, cwd) for key, argv in argvs.items()]
 
 
 def last_sweep(name: str = "") -> Path:

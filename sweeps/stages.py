@@ -18,6 +18,8 @@ from sweeps.trials import SCRIPTS, find_script
 
 MISSING = "missing"  # instead of a file's hash
 
+Make = Callable[[], Sequence[Path]]  # writes the output files of a stage, and returns their paths
+
 
 class Context(NamedTuple):
     """What all stages of a pipeline share: its folder, the resources of trials, and the command that continues it."""
@@ -44,19 +46,13 @@ def read_stamp(file: Path) -> dict:
 
 
 def run_stage(
-    out: Path,
-    name: str,
-    arguments: Sequence[str],
-    inputs: Sequence[Path],
-    make: Callable[[], Sequence[Path]],
-    discard: Callable[[Path], None] | None = None,
+    out: Path, name: str, arguments: Sequence[str], inputs: Sequence[Path], make: Make, discard: Callable | None = None
 ) -> list[Path]:
     """Run a stage, unless its stamp has the same arguments, inputs and outputs, and return the output files.
 
     The stamp is `stages/<name>.yaml` in the pipeline's folder `out`. `arguments` are all that the output depends on,
-    beside the files in `inputs`, whose order and content count, but not their paths. `make` writes the output files and
-    returns their paths; UserError is raised if one does not exist then. `discard` is called first with each output file
-    of the stamp that is missing or was changed.
+    beside the files in `inputs`, whose order and content count, but not their paths. `discard` is called first for the
+    path of each output file that is missing or was changed. Raises UserError if `make` does not write a file.
     """
     file = out / "stages" / f"{name}.yaml"
     arguments, found, stamp = list(arguments), file_hashes(inputs), read_stamp(file)

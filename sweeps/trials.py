@@ -101,9 +101,8 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """The trial's `state`, `root` (the run directory or ""), `attempts` and `error` (the last one or "").
 
-        The state is waiting, running, interrupted, failed or finished. A run of the project's scripts is finished if
-        its own state says so, and a trial whose run directory was deleted is waiting. Raises UserError for a damaged
-        record.
+        The state is waiting, running, interrupted, failed or finished. Of a project's script, a run whose own state is
+        finished is finished, and a trial whose run directory was deleted is waiting. Raises UserError if damaged.
         """
         path, record = self.file("yaml"), {"state": "waiting", "root": "", "attempts": 0, "error": ""}
         if path.exists():
@@ -147,9 +146,9 @@ class Trial:
 def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     """The trial of a script that `find_script` found.
 
-    The project's scripts parse their arguments themselves: order, spelling and defaults do not change the trial's key,
-    nor does an option in `NOT_IDENTIFYING`. Another script's arguments identify a trial as they are written, with the
-    working directory. Raises the script's own UserError.
+    One of the project's scripts parses the arguments: order, spelling, defaults and the options in `NOT_IDENTIFYING` do
+    not change the trial's key. Another script's arguments identify a trial as they are written, with the working
+    directory. Raises the script's own UserError.
     """
     trial = Trial(script, tuple(argv), label, "", script_folder(script), os.getcwd())
     identity = [script, list(argv), trial.cwd]
@@ -193,9 +192,8 @@ def run_process(
 def run_trial(trial: Trial, env: dict[str, str], stop: threading.Event) -> dict[str, Any]:
     """Run a trial's process to its end, from its checkpoint if it has one, and return the trial's record.
 
-    If another process runs the trial, nothing is done and the `state` is busy. The environment of the process is `env`
-    added to this one's. When `stop` is set, the process gets SIGTERM, after which a project's script writes a
-    checkpoint.
+    If another process runs the trial, nothing is done and the `state` is busy. `env` is added to the environment of the
+    process. When `stop` is set, the process gets SIGTERM, after which a project's script writes a checkpoint.
     """
     trial.file("lock").parent.mkdir(parents=True, exist_ok=True)
     with open(trial.file("lock"), "ab") as lock:
