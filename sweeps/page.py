@@ -141,11 +141,8 @@ def page_html(
     parts = [HEAD, element("h1", f"{len(records)} runs"), element("p", NOTE)]
     if len(tables["groups"]):
         shown = tables["groups"][tables["groups"]["metric"].str.match("last_|best_.*test")]
-        parts += [
-            element("h2", "Groups of finished runs"),
-            element("p", "std: divisor n - 1; low, high: 95% interval."),
-        ]
-        parts.append(html_table(shown))
+        note = "std: divisor n - 1; low, high: 95% interval."
+        parts += [element("h2", "Groups of finished runs"), element("p", note), html_table(shown)]
     for script in dict.fromkeys(record.script for record in records):
         own = [record for record in records if record.script == script]
         parts += [element("h2", script), element("h3", "Learning curves")]
