@@ -28,66 +28,56 @@ from sweeps.trials import Trial, find_script
 
 def print_status(trials: Sequence[Trial]) -> None:
     """Print a table of trials: state, epoch, last value of the metric, and the run directory or the error."""
-    rows, counts = [], Counter()
+    rows = []
     for trial in trials:
         record = trial.record()
-        counts[record["state"]] += 1
-        progress = trial.progress(record["root"]) if record["root"] else {}
+        state, root = record["state"], record["root"]
+        progress = trial.progress(root)
         epoch = f"{progress['epoch']} of {progress['epochs']}" if {"epoch", "epochs"} <= set(progress) else ""
-        metric, end = trial.metric(record["root"]), record["error"] or record["root"]
-        rows.append([trial.label, record["state"], epoch, metric, end])
+        rows.append([trial.label, state, epoch, trial.metric(root), record["error"] or root])
+    counts = Counter(state for _, state, *_ in rows)
     print(tabulate.tabulate(rows, ["trial", "state", "epoch", "metric", "run directory or error"]))
     print(f"{len(trials)} trials: {', '.join(f'{n} {state}' for state, n in counts.items())}")
-
-
-def parse(argv: Sequence[str]):
-    """The arguments of the command, with the grid as `options` and the arguments of all trials as `shared`."""
-    own, shared = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "script", metavar="SCRIPT", nargs="?", default="", help="train-net.py, ..., or any Python script"
-    )
-    parser.add_argument("--grid", metavar="FILE.yaml", default="", help="a file of options with the values to try")
-    add_resource_options(parser)
-    parser.add_argument("--name", default="", help="name of the sweep's folder in $DWP_PATH/sweeps")
-    parser.add_argument("--dry-run", action="store_true", help="print the trials and their states, and start nothing")
-    parser.add_argument(
-        "--status", action="store_true", help="print the state of each trial: of SCRIPT's, --name's or the last sweep"
-    )
-    known = {option for action in parser._actions for option in action.option_strings}
-    first, options = split_options(own)
-    words = [word for option, values in options if option in known for word in (option, *values)]
-    args = parser.parse_args([*first, *words])
-    args.options = [(option, values) for option, values in options if option not in known]
-    args.shared = shared
-    args.resources = checked_resources(args)
-    if args.name and not re.fullmatch(r"[\w.-]*\w[\w.-]*", args.name):
-        raise UserError(
-            f"--name: found {args.name!r}, expected the name of a folder: letters, digits, '-', '_' and '.'"
-        )
-    if not args.script and not args.status:
-        raise UserError("SCRIPT: found none, expected the script to run")
-    if not args.script and (args.options or args.shared or args.grid):
-        raise UserError("SCRIPT: found a grid without it, expected the script to run")
-    return args
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> list[Path]:
     """Run a sweep, and return the run directories of its trials, in order. The exit code is 1 if a trial failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(argv)
-    if args.status and not args.script:
+    own, shared = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("script", metavar="SCRIPT", nargs="?", default="", help="train-net.py, ..., or any Python script")
+    add("--grid", metavar="FILE.yaml", default="", help="a file of options with the values to try")
+    add_resource_options(parser)
+    add("--name", default="", help="name of the sweep's folder in $DWP_PATH/sweeps")
+    add("--dry-run", action="store_true", help="print the trials and their states, and start nothing")
+    help = "print the state of each trial: of SCRIPT's, --name's or the last sweep"
+    add("--status", action="store_true", help=help)
+    known = {option for action in parser._actions for option in action.option_strings}
+    first, options = split_options(own)
+    words = [word for option, values in options if option in known for word in (option, *values)]
+    args = parser.parse_args([*first, *words])
+    grid = [(option, values) for option, values in options if option not in known]
+    resources = checked_resources(args)
+    if args.name and not re.fullmatch(r"[\w.-]*\w[\w.-]*", args.name):
+        raise UserError(f"--name: found {args.name!r}, expected a folder's name: letters, digits, '-', '_' and '.'")
+    if not args.script and not args.status:
+        raise UserError("SCRIPT: found none, expected the script to run")
+    if not args.script and (grid or shared or args.grid):
+        raise UserError("SCRIPT: found a grid without it, expected the script to run")
+
+    if not args.script:
         print_status(read_sweep(last_sweep(args.name)))
         return []
     script = find_script(args.script)
-    trials = make_trials(script, [*(grid_file(args.grid) if args.grid else []), *args.options], args.shared)
+    trials = make_trials(script, [*(grid_file(args.grid) if args.grid else []), *grid], shared)
     if args.status or args.dry_run:
         print_status(trials)
         return []
     keys = "".join(trial.key for trial in trials).encode()
     name = args.name or f"{Path(script).stem}-{hashlib.sha256(keys).hexdigest()[:8]}"
-    return run_sweep(name, trials, args.resources, f"python -m sweeps {shlex.join(argv)}")
+    return run_sweep(name, trials, resources, f"python -m sweeps {shlex.join(argv)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -45,14 +44,12 @@ class Resources(NamedTuple):
 
 def add_resource_options(parser: Parser) -> None:
     """Add the options that `checked_resources` reads."""
-    parser.add_argument("--cpus", type=POSITIVE, default=1.0, help="CPUs of each trial")
-    parser.add_argument(
-        "--gpus", type=number_type(float, 0), default=0.0, help="GPUs of each trial; 0.25: four trials share one"
-    )
-    parser.add_argument("--retries", type=number_type(int, 0), default=1, help="further attempts of a failed trial")
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", default="", help="a running Ray cluster, instead of a Ray on this machine"
-    )
+    add = parser.add_argument
+    add("--cpus", type=POSITIVE, default=1.0, help="CPUs of each trial")
+    add("--gpus", type=number_type(float, 0), default=0.0, help="GPUs of each trial; 0.25: four trials share one")
+    add("--retries", type=number_type(int, 0), default=1, help="further attempts of a failed trial")
+    help = "a running Ray cluster, instead of a Ray on this machine"
+    add("--address", metavar="HOST:PORT", default="", help=help)
 
 
 def checked_resources(args: Namespace) -> Resources:
@@ -72,25 +69,29 @@ def connected(address: str) -> Iterator[ModuleType]:
     """
     require_packages("sweeps", "ray")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    folder = None
-    if address:
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(f"--address: {address} cannot be reached: {error}, expected a Ray cluster") from None
-    else:
-        # Ray reads these when it is imported: its ports are bound to 127.0.0.1 alone and require a token.
-        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
+    with contextlib.ExitStack() as stack:
+        if address:
+            host, _, port = address.rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), timeout=5).close()
+            except (OSError, OverflowError) as error:
+                raise UserError(f"--address: {address} cannot be reached: {error}, expected a Ray cluster") from None
+        else:
+            # Ray reads these when it is imported: its ports are bound to 127.0.0.1 alone and require a token.
+            os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            # A short path, because Ray's sockets are in it.
+            folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+            options |= {
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+                "object_store_memory": OBJECT_STORE,
+            }
+            options["_temp_dir"] = stack.enter_context(folder)
+        import ray
 
-    if not address:
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a short path: the sockets are in it
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "_temp_dir": folder}
-        options["object_store_memory"] = OBJECT_STORE
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        stack.callback(ray.shutdown)
         try:
             ray.init(address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
@@ -99,19 +100,15 @@ def connected(address: str) -> Iterator[ModuleType]:
         if signal.getsignal(signal.SIGTERM) is not handler:  # Ray's own handler leaves some of its processes alive
             signal.signal(signal.SIGTERM, handler)
         yield ray
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def nodes_for(ray: ModuleType, cpus: float, gpus: float) -> list[dict[str, Any]]:
     """The nodes that have enough CPUs and GPUs for a trial. Raises UserError if no node has."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in alive]
-    fit = [node for node, size in zip(alive, sizes, strict=True) if size[0] >= cpus and size[1] >= gpus]
+    nodes = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0), n) for n in ray.nodes() if n["Alive"]]
+    fit = [node for node_cpus, node_gpus, node in nodes if node_cpus >= cpus and node_gpus >= gpus]
     if not fit:
-        found = ", ".join(f"{node_cpus:g} and {node_gpus:g}" for node_cpus, node_gpus in sorted(set(sizes)))
+        sizes = sorted({(node_cpus, node_gpus) for node_cpus, node_gpus, _ in nodes})
+        found = ", ".join(f"{node_cpus:g} and {node_gpus:g}" for node_cpus, node_gpus in sizes)
         raise UserError(f"--cpus, --gpus: found {cpus:g} and {gpus:g}, expected at most those of a node: {found}")
     return fit
 
@@ -129,9 +126,10 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
     parent, script, cwd, expected = dwp_path() / "sweeps", trial.script, trial.cwd, code_digest(trial.script)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".check-", dir=parent))
+        shared = tempfile.TemporaryDirectory(prefix=".check-", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"DWP_PATH: {parent}: cannot be written: {error.strerror}") from None
+    folder = Path(shared.name)
     data = os.listdir(data_folder) if os.path.isdir(data_folder) else []
 
     def problem_on_node(node: str) -> str:
@@ -154,20 +152,17 @@ def check_nodes(ray: ModuleType, nodes: Sequence[dict[str, Any]], trial: Trial, 
         return "" if found == expected else f"{ROOT}: found other code, expected that of the machine of the sweep"
 
     task = ray.remote(num_cpus=0, max_retries=0)(problem_on_node)
-    try:
+    with shared:
         for node in nodes:
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            on_node = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
             try:
-                answer = task.options(scheduling_strategy=strategy).remote(node["NodeID"])
-                problem = ray.get(answer, timeout=CHECK_SECONDS)
+                problem = ray.get(on_node.remote(node["NodeID"]), timeout=CHECK_SECONDS)
             except ray.exceptions.RayError as error:
                 problem = str(error)
             if not problem and not (folder / node["NodeID"]).exists():
                 problem = f"DWP_PATH {dwp_path()}: its files do not appear here, expected a shared folder"
             if problem:
                 raise UserError(f"--address: node {node['NodeManagerAddress']}: {problem}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_in_worker(trial: Trial, env: dict[str, str]) -> dict[str, Any]:
@@ -187,7 +182,7 @@ def result(ray: ModuleType, ref: Any) -> dict[str, Any]:
     except ray.exceptions.TaskCancelledError:
         return {"state": "interrupted"}
     except ray.exceptions.RayTaskError as error:
-        return {"state": "failed", "error": " ".join(str(error.cause).split())}
+        return {"state": "failed", "error": " ".join(str(error.cause).split()) or repr(error.cause)}
     except ray.exceptions.RayError as error:
         return {"state": "lost", "error": f"its worker died {MAX_LOST} times: {str(error).strip().splitlines()[0]}"}
 
@@ -202,17 +197,14 @@ def run_trials(
     """
     env = dict.fromkeys(THREADS, str(max(1, int(resources.cpus))))
     env |= {"DWP_PATH": str(dwp_path()), "DATA_ROOT": os.path.abspath(data_root())}
-    if not resources.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ""
+    env |= {} if resources.gpus else {"CUDA_VISIBLE_DEVICES": ""}
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(run_in_worker)
     waiting = [(0.0, trial) for trial in trials]  # each with the time from which it may be submitted
     refs: dict[Any, Trial] = {}
-    failures, losses, errors = Counter(), Counter(), {}
-    stopping = False
+    attempts, errors, stopping = Counter(), {}, False
     while refs or waiting:
         if received and not stopping:
-            stopping = True
-            waiting.clear()
+            stopping, waiting = True, []
             for ref in refs:
                 ray.cancel(ref)
         now = time.monotonic()
@@ -222,25 +214,19 @@ def run_trials(
         if not refs:
             time.sleep(WAIT_SECONDS)
         for ref in ready:
-            trial = refs.pop(ref)
-            record = result(ray, ref)
-            state, retry = record["state"], (time.monotonic() + RETRY_SECONDS, trial)
+            trial, record = refs.pop(ref), result(ray, ref)
+            state = record["state"]
             if state == "finished":
                 bar.update()
             elif stopping:
                 continue
             elif state == "busy":
-                waiting.append(retry)
-            elif state == "failed":
-                failures[trial.key] += 1
-                if failures[trial.key] <= resources.retries:
-                    waiting.append((0.0, trial))
-                else:
-                    errors[trial.key] = record["error"]
-            else:  # lost with its worker or node, or interrupted by another process
-                losses[trial.key] += 1
-                if losses[trial.key] < MAX_LOST:
-                    waiting.append(retry)
+                waiting.append((time.monotonic() + RETRY_SECONDS, trial))
+            else:
+                own = state == "failed"  # else it was lost with its worker or node, or interrupted by another process
+                attempts[trial.key, own] += 1
+                if attempts[trial.key, own] < (resources.retries + 1 if own else MAX_LOST):
+                    waiting.append((0.0 if own else time.monotonic() + RETRY_SECONDS, trial))
                 else:
                     errors[trial.key] = record.get("error") or f"interrupted {MAX_LOST} times, not by the sweep"
         used = ray.cluster_resources().get("CPU", 0) - ray.available_resources().get("CPU", 0)  # by all sweeps
@@ -248,12 +234,14 @@ def run_trials(
     return errors
 
 
-def run_unfinished(
-    name: str, trials: Sequence[Trial], unfinished: Sequence[Trial], resources: Resources, received: list[int]
-) -> dict[str, str]:
-    """Run the unfinished trials of a sweep on a Ray, and return the errors of the failed ones, by key."""
+def run_unfinished(name: str, trials: Sequence[Trial], resources: Resources, received: list[int]) -> dict[str, str]:
+    """Run the unfinished trials of a sweep, on a Ray if there are any; the errors of the failed ones, by key."""
     from tqdm import tqdm
 
+    unfinished = [trial for trial in trials if trial.record()["state"] != "finished"]
+    if not unfinished:
+        write_sweep(name, trials)
+        return {}
     with connected(resources.address) as ray:
         nodes = nodes_for(ray, resources.cpus, resources.gpus)
         if resources.address:
@@ -267,31 +255,21 @@ def run_unfinished(
 def run_sweep(name: str, trials: Sequence[Trial], resources: Resources, command: str) -> list[Path]:
     """Run the trials of a sweep that are not finished, and return the run directories of all, in order.
 
-    Raises Stopped after a stop signal, UserError where Ray cannot be used, and SystemExit with code 1 where trials
-    failed, which are named on stderr.
-
-    Parameters
-    ----------
-    name : of the sweep's folder in $DWP_PATH/sweeps.
-    trials : the trials, one at least.
-    resources : of each trial.
-    command : the command that continues the sweep after a signal.
+    `name` is that of the sweep's folder in $DWP_PATH/sweeps. Raises UserError where Ray cannot be used, Stopped after a
+    stop signal, with the `command` that continues the sweep, and SystemExit with code 1 where trials failed, which are
+    named on stderr.
     """
-    unfinished = [trial for trial in trials if trial.record()["state"] != "finished"]
     errors: dict[str, str] = {}
-    if not unfinished:
-        write_sweep(name, trials)
-    else:
-        with stop_signals() as received:
-            try:
-                errors = run_unfinished(name, trials, unfinished, resources, received)
-            except (Stopped, SystemError):  # Ray's functions turn the Stopped of a second signal into a SystemError
-                if len(received) < 2:
-                    raise
-        if received:
-            done = sum(trial.record()["state"] == "finished" for trial in trials)  # a disabled bar does not count
-            message = f"stopped, {done} of {len(trials)} trials are finished; continue with: {command}"
-            raise Stopped(received[0], message)
+    with stop_signals() as received:
+        try:
+            errors = run_unfinished(name, trials, resources, received)
+        except (Stopped, SystemError):  # Ray's functions turn the Stopped of a second signal into a SystemError
+            if len(received) < 2:
+                raise
+    if received:
+        done = sum(trial.record()["state"] == "finished" for trial in trials)  # a disabled bar does not count
+        message = f"stopped, {done} of {len(trials)} trials are finished; continue with: {command}"
+        raise Stopped(received[0], message)
     for trial in trials:
         if trial.key in errors:
             print(f"failed: {trial.label}: {errors[trial.key]} ({trial.file('err')})", file=sys.stderr)

@@ -5,18 +5,18 @@
 PATH is a DWP_PATH, the folder of a sweep, or a run directory. Two tables of all PATHs are written, as CSV and Parquet:
 
 - `runs`, a row per run: script, run, state, arguments, and of each column of the run's log `last_<column>` and
-  `best_<column>`. The best value is the largest accuracy, ELBO or log-likelihood, and the smallest NLL or loss. Other
-  columns (KL, lr, sec, l2_norm, dwp_reg) have no best value. The best value of a test column was chosen on the test
-  set. It does not estimate the value on new images, and must not be used to select runs or epochs.
+  `best_<column>`: the largest accuracy, ELBO or log-likelihood, and the smallest NLL or loss. The other columns have
+  no best value. That of a test column was chosen on the test set: it must not be used to select runs or epochs.
 - `groups`, a row per group and metric: n, mean, std (divisor n - 1), and the 95% interval of the mean by Student's t
-  over runs. The runs of a group have the same script and the same values of the arguments in `--by`. Only finished runs
-  are in a group.
+  over runs. A group has the finished runs with the same script and the same values of the arguments in `--by`.
 
 Empty and damaged runs are named on stderr and left out. `--html` writes `page.html` too, one file that loads no other.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import tabulate
 
 from runs.directory import dwp_path
 from runs.errors import one_line_errors, require_packages
@@ -26,16 +26,12 @@ from sweeps.tables import group_runs, groups_table, print_warnings, read_runs, r
 
 
 def collect(paths: Sequence[Path], by: Sequence[str], out: Path, html: bool) -> list[Path]:
-    """Write the tables of all runs at these paths into `out`, print the last test metrics, and return the files.
+    """Write the tables of all runs at these paths, and with `html` the page, into `out`, and return the files.
 
-    A path is a DWP_PATH, the folder of a sweep, or a run directory. The values of the arguments `by` make a group. With
-    `html`, page.html is written too. Raises UserError.
+    The values of the arguments `by` make a group. The last test metrics are printed. Raises UserError.
     """
     records = read_runs(paths)
     groups = group_runs(records, by)
-    # After the checks, so that a mistake is answered at once.
-    import tabulate
-
     tables = {"runs": runs_table(records), "groups": groups_table(groups, by)}
     print_warnings(records, groups)
     shown = tables["groups"][tables["groups"]["metric"].str.match("last_.*test_(?!loss)")]
@@ -59,9 +55,8 @@ def collect(paths: Sequence[Path], by: Sequence[str], out: Path, html: bool) -> 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "path", metavar="PATH", nargs="*", type=Path, help="a DWP_PATH (default: $DWP_PATH), a sweep or a run"
-    )
+    help = "a DWP_PATH (default: $DWP_PATH), a sweep or a run"
+    parser.add_argument("path", metavar="PATH", nargs="*", type=Path, help=help)
     parser.add_argument("--by", nargs="+", default=[], metavar="ARGUMENT", help="arguments whose values make a group")
     parser.add_argument("--out", type=Path, help="folder for the tables, by default collected/ in the first PATH")
     parser.add_argument("--html", action="store_true", help="write page.html too")

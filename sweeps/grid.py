@@ -54,22 +54,15 @@ def grid_file(path: str) -> list[tuple[str, list[str]]]:
     for name, value in content.items():
         if isinstance(value, dict) or value is None:
             raise UserError(f"--grid {path}: {name}: found {value}, expected a value or a list of values")
-    return [
-        (f"--{name}", [str(v) for v in (value if isinstance(value, list) else [value])])
-        for name, value in content.items()
-    ]
+    lists = {name: value if isinstance(value, list) else [value] for name, value in content.items()}
+    return [(f"--{name}", list(map(str, values))) for name, values in lists.items()]
 
 
 def make_trials(script: str, grid: Options, shared: Sequence[str]) -> list[Trial]:
-    """The trials of a grid; the last option varies fastest.
+    """The trials of a script, given by its absolute path: a grid, whose last option varies fastest.
 
-    Raises UserError for a trial that the script refuses, and for two trials with the same key.
-
-    Parameters
-    ----------
-    script : absolute path of the script.
-    grid : options with the values to try.
-    shared : arguments of all trials.
+    `shared` are the arguments of all trials. Raises UserError for a trial that the script refuses, and for two trials
+    with the same key.
     """
     names = [option for option, _ in grid]
     shared_names = [option for option, _ in split_options(shared)[1]]
@@ -106,23 +99,21 @@ def read_sweep(folder: str | Path) -> list[Trial]:
     """The trials in a sweep's folder. Raises UserError where its `sweep.yaml` is missing or damaged."""
     file = Path(folder, "sweep.yaml")
     content = read_yaml(file)
-    script, cwd, shared, trials = (content.get(name) for name in ("script", "cwd", "shared", "trials"))
-    words = [script, cwd, shared, *([*trials, *trials.values()] if isinstance(trials, dict) else [None])]
+    script, cwd, shared, labels = (content.get(name) for name in ("script", "cwd", "shared", "trials"))
+    words = [script, cwd, shared, *(itertools.chain(*labels.items()) if isinstance(labels, dict) else [None])]
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{file}: found no sweep, expected script, cwd, shared and trials, all of them text")
     base = Path(os.path.abspath(folder)).parent.parent / f"exman-{Path(script).name}"
     script = str(ROOT / script) if script in SCRIPTS else script
-    try:
-        argv = {key: (*shlex.split(shared), *shlex.split(label)) for key, label in trials.items()}
-    except ValueError as error:
-        raise UserError(f"{file}: {error}, expected arguments as a shell takes them") from None
-    return [Trial(script, argv[key], label, key, base, cwd) for key, label in trials.items()]
+    with user_error(f"{file}: expected arguments as a shell takes them, found"):
+        argvs = {key: (*shlex.split(shared), *shlex.split(label)) for key, label in labels.items()}
+    return [Trial(script, argv, labels[key], key, base, cwd) for key, argv in argvs.items()]
 
 
 def last_sweep(name: str = "") -> Path:
     """The folder of the sweep with this name; without a name, of the sweep that was started last. Raises UserError."""
-    files = [dwp_path() / "sweeps" / name / "sweep.yaml"] if name else dwp_path().glob("sweeps/*/sweep.yaml")
-    found = sorted((file for file in files if file.is_file()), key=lambda file: file.stat().st_mtime)
+    folder = dwp_path() / "sweeps"
+    found = [file for file in folder.glob("*/sweep.yaml") if name in ("", file.parent.name)]
     if not found:
-        raise UserError(f"--status: found no sweep {name or '*'} in {dwp_path() / 'sweeps'}, expected one")
-    return found[-1].parent
+        raise UserError(f"--status: found no sweep {name or '*'} in {folder}, expected one")
+    return max(found, key=lambda file: file.stat().st_mtime).parent

@@ -4,10 +4,9 @@
 
 sweeps/scales.py has the arguments of every stage. Networks and VAEs are trained by sweeps; the options after `--` are
 theirs: --cpus, --gpus, --retries and --address of `python -m sweeps`. A stage is skipped if its stamp in DIR/stages has
-the same arguments and the same input and output files, by SHA-256. The arguments of a trial identify it, so kernels and
-VAEs are in folders whose names end with a hash of their content. The command writes conv7x7-<hash>, vae7x7-<hash>, ...
-into DIR; into figures/ histograms of norms, the kernels, and what the VAEs have learnt; into results/ the tables of the
-Bayesian networks and page.html.
+the same arguments and the same input and output files, by SHA-256. The command writes kernels and VAEs into folders
+named by their content, conv7x7-<hash>, vae7x7-<hash>, ...; into figures/ histograms of norms, the kernels, and what the
+VAEs have learnt; into results/ the tables of the Bayesian networks and page.html.
 """
 
 import functools
@@ -21,13 +20,13 @@ from filelock import FileLock, Timeout
 
 from runs.directory import data_root, dwp_path
 from runs.errors import UserError, one_line_errors, require_packages, user_error
-from runs.files import atomic_write, read_yaml, write_yaml
+from runs.files import atomic_write, read_yaml, sha256, write_yaml
 from runs.log import csv_text
 from runs.options import Parser
 from sweeps.cluster import add_resource_options, checked_resources
 from sweeps.collect import collect
 from sweeps.scales import SCALES, Scale
-from sweeps.stages import Context, file_hashes, run_stage, store_by_content, sweep_stage
+from sweeps.stages import Context, run_stage, store_by_content, sweep_stage
 
 VAE_FILES = ("params.yaml", "vae_params.torch")
 NEAR = 0.05  # kernels of a network within this relative distance count as one
@@ -47,16 +46,8 @@ def data_hashes(scale: Scale) -> dict[str, str]:
     names = sorted({shared[shared.index("--data") + 1] for shared in words})
     for name in names:
         utils.load_data(name)
-    files = sorted((data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")) if "not-mnist" in names else []
-    return {Path(path).name: digest for path, digest in file_hashes(files).items()}
-
-
-def check_data(out: Path, found: dict[str, str]) -> None:
-    """Check that `out` was begun with these `data_hashes`, as data do not identify a trial. Raises UserError."""
-    stamp = out / "stages" / "data.yaml"
-    if stamp.exists() and read_yaml(stamp) != found:
-        raise UserError(f"DATA_ROOT: found another notMNIST than {stamp} names, expected a new --out and DWP_PATH")
-    write_yaml(stamp, found)
+    files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*") if "not-mnist" in names else ()
+    return {file.name: sha256(file) for file in sorted(files)}
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> Path:
@@ -89,13 +80,10 @@ def extract_kernels(out: Path, k: int, min_norm: float, models: Sequence[Path]) 
     return [*histogram, *store_by_content(contents, out / f"conv{k}x{k}")]
 
 
-def write_figures(
-    folder: Path, samples: int, kernels: int, convs: Mapping[int, Path], vaes: Mapping[int, Path]
-) -> list[Path]:
+def write_figures(folder: Path, scale: Scale, convs: Mapping[int, Path], vaes: Mapping[int, Path]) -> list[Path]:
     """Write figures of the kernels and VAEs and the table of test ELBOs, in nats per kernel, and return the files.
 
-    A VAE's figures show at most `kernels` test kernels, with `samples` estimates of each KL. `convs` and `vaes` are the
-    folders of kernels and of VAEs by kernel size.
+    `convs` and `vaes` are the folders of kernels and of VAEs by kernel size.
     """
     import torch
 
@@ -107,9 +95,9 @@ def write_figures(
         vae, test_kernels = utils.load_vae(vaes[k]), utils.load_kernels(conv / "test.npy", k)
         files += save_all(kernel_figures(conv, vaes[k] if vae.z_dim == 2 else None), folder)
         torch.manual_seed(FIGURE_SEED)
-        drawn = test_kernels[torch.randperm(len(test_kernels))[:kernels]]
+        drawn = test_kernels[torch.randperm(len(test_kernels))[: scale.figure_kernels]]
         with user_error(f"{conv / 'test.npy'}:"):
-            figures, kl = vae_figures(vae, drawn, samples)
+            figures, kl = vae_figures(vae, drawn, scale.figure_samples)
         files += save_all(figures, folder / f"vae{k}x{k}", tight=True)
         files.append(write_csv(folder / f"vae{k}x{k}" / "kl.csv", kl))
         torch.manual_seed(FIGURE_SEED)
@@ -139,8 +127,7 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         files = [file for file in trained if file.name in VAE_FILES]
         contents = {file.name: file.read_bytes() for file in files}
         make = functools.partial(store_by_content, contents, out / f"vae{k}x{k}")
-        copies = run_stage(out, f"vae{k}x{k}", VAE_FILES, files, make)
-        vaes[k] = copies[0].parent
+        vaes[k] = run_stage(out, f"vae{k}x{k}", VAE_FILES, files, make)[0].parent
 
     results = []
     folders = {f"vae{k}x{k}": str(vae) for k, vae in vaes.items()}
@@ -149,9 +136,9 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         words = [word.format(**folders) for word in shlex.split(shared)]
         results += sweep_stage(context, f"bnns-{name}", "train-bnn.py", grid, words, priors)
 
-    samples, most = scale.figure_samples, scale.figure_kernels
-    make = functools.partial(write_figures, out / "figures", samples, most, convs, vaes)
-    run_stage(out, "figures", ["--kernels", str(most), "--samples", str(samples)], [*priors, *kernels], make)
+    arguments = ["--kernels", str(scale.figure_kernels), "--samples", str(scale.figure_samples)]
+    make = functools.partial(write_figures, out / "figures", scale, convs, vaes)
+    run_stage(out, "figures", arguments, [*priors, *kernels], make)
     by, roots = scale.by.split(), list(dict.fromkeys(file.parent for file in results))
     make = functools.partial(collect, roots, by, out / "results", html=True)
     run_stage(out, "results", ["--by", *by, "--html", "--out", str(out / "results")], results, make)
@@ -169,9 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     add_resource_options(sweep_parser)
     sweep_args, others = sweep_parser.parse_known_args(sweep_words)
     if others:
-        raise UserError(
-            f"--: found {shlex.join(others)}, expected --cpus, --gpus, --retries or --address of the sweeps"
-        )
+        raise UserError(f"--: found {shlex.join(others)}, expected --cpus, --gpus, --retries or --address of a sweep")
     resources = checked_resources(sweep_args)
     require_packages("pipeline", "ray", "pandas", "pyarrow")
     scale, out = SCALES[args.scale], (args.out or dwp_path() / "pipeline" / args.scale).absolute()
@@ -184,7 +169,10 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"--out: {out}: {error.strerror}, expected a folder to write into") from None
     with lock:
-        check_data(out, data)
+        stamp = out / "stages" / "data.yaml"
+        if stamp.exists() and read_yaml(stamp) != data:  # data do not identify a trial
+            raise UserError(f"DATA_ROOT: found another notMNIST than {stamp} names, expected a new --out and DWP_PATH")
+        write_yaml(stamp, data)
         run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale)
     print(f"all results are in {out}: figures/, results/page.html")
 

@@ -19,7 +19,7 @@ LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus 
 LATENT_STEPS = 7
 NORM_FLOOR = 1e-5  # smaller norms are drawn as this one
 COLUMNS = 16  # kernels in a row of `plot_rows`
-TILES = 8  # kernels in a row of `tiled`
+TILES = 8  # kernels in a row of `plot_before_after`
 
 
 def save(figure: plt.Figure, path: Path, tight: bool = False) -> None:
@@ -40,7 +40,7 @@ class Curve(NamedTuple):
 
 def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False) -> plt.Figure:
     """A figure of panels side by side, by the label of the y-axis. The first panel's legend is for all panels."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="tight")
     for axis, (ylabel, curves) in zip(axes, panels.items(), strict=True):
         for curve in curves:
             axis.errorbar(curve.x, curve.y, curve.spread, marker="o", capsize=3, label=curve.label)
@@ -49,7 +49,6 @@ def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", lo
     axes[0].legend()
     if title:
         figure.suptitle(title)
-    figure.tight_layout()
     return figure
 
 
@@ -58,16 +57,24 @@ def kernel_image(kernel: torch.Tensor) -> np.ndarray:
     return (kernel[0] / kernel.abs().max().clamp_min(1e-12)).numpy()
 
 
+def draw_tiles(axis: plt.Axes, kernels: torch.Tensor, columns: int) -> None:
+    """Draw kernels (n, 1, k, k) into a panel, `columns` in a row, each on its own scale, with gaps between them."""
+    n, k = len(kernels), kernels.shape[-1]
+    picture = np.full((-(-n // columns) * (k + 1), columns * (k + 1)), np.nan)
+    for i, kernel in enumerate(kernels):
+        top, left = i // columns * (k + 1), i % columns * (k + 1)
+        picture[top : top + k, left : left + k] = kernel_image(kernel)
+    axis.imshow(picture[:-1, :-1], cmap=COLORS, vmin=-1, vmax=1, interpolation="nearest")
+    axis.axis("off")
+
+
 def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> plt.Figure:
-    """A grid of kernels drawn at random from (n, 1, k, k), each on its own scale."""
-    figure, axes = plt.subplots(rows, columns, figsize=(0.5 * columns, 0.5 * rows + 0.5))
-    drawn = np.random.default_rng(seed).permutation(len(kernels))
-    for i, axis in enumerate(axes.flat):
-        axis.axis("off")
-        if i < len(drawn):
-            axis.imshow(kernel_image(kernels[drawn[i]]), cmap=COLORS, vmin=-1, vmax=1)
+    """A grid of kernels drawn at random from (n, 1, k, k)."""
+    figure, axis = plt.subplots(figsize=(0.5 * columns, 0.5 * rows + 0.5))
+    drawn = np.random.default_rng(seed).permutation(len(kernels))[: rows * columns]
+    draw_tiles(axis, kernels[drawn], columns)
     k = kernels.shape[-1]
-    figure.suptitle(f"{min(rows * columns, len(kernels))} of {len(kernels)} source kernels, {k}x{k}; red > 0, blue < 0")
+    figure.suptitle(f"{len(drawn)} of {len(kernels)} source kernels, {k}x{k}; red > 0, blue < 0")
     return figure
 
 
@@ -75,65 +82,43 @@ def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> 
 def plot_latent_space(vae, kernels: torch.Tensor) -> plt.Figure:
     """Two panels for a VAE with z_dim 2: means of r(z|w) of kernels (n, 1, k, k), and decoder means at a grid of z."""
     means = vae.encode(kernels)[0].flatten(1).numpy()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5), layout="tight")
     left.scatter(*means.T, s=8, alpha=0.5, c=kernels.flatten(1).norm(dim=1), cmap="viridis")
     left.set(title=f"mean of r(z|w) of {len(kernels)} test kernels (color: norm)", xlabel="z1", ylabel="z2")
-    ticks = np.linspace(-LATENT_RANGE, LATENT_RANGE, LATENT_STEPS)
-    for z1 in ticks:
-        for z2 in ticks:
-            mean = vae.decode(torch.tensor([z1, z2]).float().view(1, 2, 1, 1))[0][0]
-            picture = plt.get_cmap(COLORS)(0.5 + 0.5 * kernel_image(mean))
-            right.add_artist(
-                AnnotationBbox(OffsetImage(picture, zoom=5, interpolation="nearest"), (z1, z2), frameon=False)
-            )
+    ticks = torch.linspace(-LATENT_RANGE, LATENT_RANGE, LATENT_STEPS)
+    codes = torch.cartesian_prod(ticks, ticks)
+    for code, mean in zip(codes.numpy(), vae.decode(codes.view(-1, 2, 1, 1))[0], strict=True):
+        picture = plt.get_cmap(COLORS)(0.5 + 0.5 * kernel_image(mean))
+        right.add_artist(AnnotationBbox(OffsetImage(picture, zoom=5, interpolation="nearest"), code, frameon=False))
     right.set(title="decoder mean at these codes", xlabel="z1", ylabel="z2")
-    for axis in (left, right):
-        axis.set(xlim=(-1.2 * LATENT_RANGE, 1.2 * LATENT_RANGE), ylim=(-1.2 * LATENT_RANGE, 1.2 * LATENT_RANGE))
-    figure.tight_layout()
+    limits = (-1.2 * LATENT_RANGE, 1.2 * LATENT_RANGE)
+    plt.setp((left, right), xlim=limits, ylim=limits)
     return figure
 
 
 def plot_rows(rows: dict[str, torch.Tensor], title: str) -> plt.Figure:
-    """Rows of kernels (n, 1, k, k) by name, at most `COLUMNS` in a row, each kernel on its own scale."""
-    figure, axes = plt.subplots(
-        len(rows), COLUMNS, figsize=(0.55 * COLUMNS + 1.5, 0.6 * len(rows) + 0.6), squeeze=False
-    )
-    for line, (name, kernels) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.axis("off")
-        for axis, kernel in zip(line, kernels, strict=False):
-            axis.imshow(kernel_image(kernel), cmap=COLORS, vmin=-1, vmax=1)
-        line[0].text(-0.3, 0.5, name, ha="right", va="center", transform=line[0].transAxes)
+    """Rows of kernels (n, 1, k, k) by name, at most `COLUMNS` in a row."""
+    figure, axes = plt.subplots(len(rows), figsize=(0.55 * COLUMNS + 1.5, 0.6 * len(rows) + 0.6))
+    for axis, (name, kernels) in zip(axes, rows.items(), strict=True):
+        draw_tiles(axis, kernels[:COLUMNS], COLUMNS)
+        axis.text(-0.02, 0.5, name, ha="right", va="center", transform=axis.transAxes)
     figure.suptitle(title)
     return figure
 
 
-def tiled(kernels: torch.Tensor) -> np.ndarray:
-    """Kernels (n, 1, k, k) as one image, each on its own scale, with gaps of NaN between them."""
-    n, k = len(kernels), kernels.shape[-1]
-    columns = min(n, TILES)
-    picture = np.full((-(-n // columns) * (k + 1), columns * (k + 1)), np.nan)
-    for i, kernel in enumerate(kernels):
-        top, left = i // columns * (k + 1), i % columns * (k + 1)
-        picture[top : top + k, left : left + k] = kernel_image(kernel)
-    return picture[:-1, :-1]
-
-
 def plot_before_after(before: torch.Tensor, after: torch.Tensor) -> plt.Figure:
     """The same kernels (n, 1, k, k) before and after a training, side by side."""
-    pictures = [tiled(before), tiled(after)]
-    height, width = pictures[0].shape
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2 * height / width + 0.4), squeeze=False)
-    for axis, picture, title in zip(axes[0], pictures, ("before", "after"), strict=True):
-        axis.imshow(picture, cmap=COLORS, vmin=-1, vmax=1, interpolation="nearest")
+    columns = min(len(before), TILES)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2 * -(-len(before) // columns) / columns + 0.4))
+    for axis, kernels, title in zip(axes, (before, after), ("before", "after"), strict=True):
+        draw_tiles(axis, kernels, columns)
         axis.set_title(title, fontsize=10)
-        axis.axis("off")
     return figure
 
 
 def plot_norms(norms: dict[int, np.ndarray], thresholds: dict[int, float]) -> plt.Figure:
     """Histograms of kernel norms by kernel size, in logarithmic bins, with a line at each threshold."""
-    figure, axes = plt.subplots(1, len(norms), figsize=(5 * len(norms), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(norms), figsize=(5 * len(norms), 3.4), squeeze=False, layout="tight")
     for axis, (k, values) in zip(axes[0], norms.items(), strict=True):
         low, high = max(values.min(), NORM_FLOOR), max(values.max(), 10 * NORM_FLOOR)
         axis.hist(np.maximum(values, low), np.geomspace(low, high, 80))
@@ -142,13 +127,12 @@ def plot_norms(norms: dict[int, np.ndarray], thresholds: dict[int, float]) -> pl
             axis.axvline(thresholds[k], color="C3", label=f"threshold {thresholds[k]:g}: {kept} kernels")
             axis.legend()
         axis.set(xscale="log", yscale="log", xlabel="norm", ylabel="kernels", title=f"{k}x{k}")
-    figure.tight_layout()
     return figure
 
 
 def plot_kl(rows: list[dict[str, float | str]]) -> plt.Figure:
     """The KL against the posterior's variance, from `vae_figures.kl_rows`: a color per prior, a line per kind."""
-    figure, axis = plt.subplots(figsize=(6.5, 4))
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout="tight")
     for prior, label, color in (("kl_dwp", "deep weight prior", "C0"), ("kl_normal", "N(0, 1)", "C1")):
         for kind, line in (("real", "-"), ("noise", ":")):
             own = [row for row in rows if row["kernels"] == kind]
@@ -159,5 +143,4 @@ def plot_kl(rows: list[dict[str, float | str]]) -> plt.Figure:
     axis.set_ylim(0, 1.2 * max(row["kl_normal"] for row in rows))
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.tight_layout()
     return figure

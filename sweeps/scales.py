@@ -5,45 +5,29 @@ from typing import NamedTuple
 
 
 class Sweep(NamedTuple):
-    """The arguments of a sweep of one of the scripts.
+    """The arguments of a sweep of one of the scripts."""
 
-    grid : options with the values to try, as before `--` in `python -m sweeps`.
-    shared : the arguments of all trials. `{vae7x7}` stands for the folder of the 7x7 VAE, and so on.
-    """
-
-    grid: str
-    shared: str
+    grid: str  # options with the values to try, as before `--` in `python -m sweeps`
+    shared: str  # the arguments of all trials; `{vae7x7}` stands for the folder of the 7x7 VAE, and so on
 
 
 class Kernels(NamedTuple):
-    """The kernels of one size and their VAE.
+    """The kernels of one size and their VAE."""
 
-    nets : names of the sweeps of source networks.
-    min_norm : kernels of at least this norm are kept.
-    vae : the arguments of train-vae.py.
-    """
-
-    nets: Sequence[str]
-    min_norm: float
-    vae: str
+    nets: Sequence[str]  # names of the sweeps of source networks
+    min_norm: float  # kernels of at least this norm are kept
+    vae: str  # the arguments of train-vae.py
 
 
 class Scale(NamedTuple):
-    """The pipeline at one scale.
+    """The pipeline at one scale."""
 
-    nets : sweeps of train-net.py by name.
-    kernels : by kernel size.
-    bnns : sweeps of train-bnn.py by name.
-    by : the arguments of train-bnn.py by which the results are grouped.
-    figure_kernels, figure_samples : kernels in the VAE's figures at most, and estimates of each KL there.
-    """
-
-    nets: dict[str, Sweep]
-    kernels: dict[int, Kernels]
-    bnns: dict[str, Sweep]
-    by: str = "num_examples prior_list"
-    figure_kernels: int = 1000
-    figure_samples: int = 10
+    nets: dict[str, Sweep]  # sweeps of train-net.py by name
+    kernels: dict[int, Kernels]  # by kernel size
+    bnns: dict[str, Sweep]  # sweeps of train-bnn.py by name
+    by: str = "num_examples prior_list"  # the arguments of train-bnn.py by which the results are grouped
+    figure_kernels: int = 1000  # at most, in the VAE's figures
+    figure_samples: int = 10  # estimates of each KL there
 
 
 FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
@@ -57,6 +41,10 @@ BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list va
 FEW_IMAGES = "--classifier_prior sn --kl_weight 0.1 --lamb 0.3"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 
+SMOKE_BNN = f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
+LAPTOP_BNN = f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 --eval_freq 1000"
+PAPER_BNN = f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100"
+
 SCALES = {
     # Every stage with its smallest arguments, as a test of the pipeline. The VAEs are no useful priors.
     "smoke": Scale(
@@ -65,12 +53,7 @@ SCALES = {
             7: Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3"),
             5: Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3"),
         },
-        bnns={
-            "all": Sweep(
-                f"{PRIORS} --data_split_seed 0..1",
-                f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2",
-            )
-        },
+        bnns={"all": Sweep(f"{PRIORS} --data_split_seed 0..1", SMOKE_BNN)},
         figure_kernels=20,
         figure_samples=2,
     ),
@@ -90,22 +73,12 @@ SCALES = {
             5: Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} --var 0.0004 --eval_freq 20"),
             3: Kernels(["3x3"], 0.1, f"{VAE_Z2} --var 0.0002 --eval_freq 20"),
         },
-        bnns={
-            "all": Sweep(
-                f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4",
-                f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 --eval_freq 1000",
-            )
-        },
+        bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4", LAPTOP_BNN)},
     ),
     # The paper's networks, VAEs and epochs.
     "paper": Scale(
         nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
         kernels={7: Kernels(["all"], 0.2, VAE_Z2), 5: Kernels(["all"], 0.13, VAE_Z4)},
-        bnns={
-            "all": Sweep(
-                f"{PRIORS} --num_examples 50 100 --data_split_seed 0..9",
-                f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100",
-            )
-        },
+        bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..9", PAPER_BNN)},
     ),
 }

@@ -13,9 +13,12 @@ from runs.errors import UserError
 from runs.files import atomic_write, read_yaml, sha256, write_yaml
 from sweeps.cluster import Resources, run_sweep
 from sweeps.grid import make_trials, split_options
+from sweeps.tables import reported
 from sweeps.trials import SCRIPTS, find_script
 
 MISSING = "missing"  # instead of a file's hash
+
+Make = Callable[[], Sequence[Path]]  # writes the output files of a stage, and returns their paths
 
 
 class Context(NamedTuple):
@@ -32,44 +35,31 @@ def file_hashes(files: Sequence[Path]) -> dict[str, str]:
 
 
 def read_stamp(file: Path) -> dict:
-    """The arguments, inputs and outputs of a completed stage; empty if the stamp does not exist or is damaged."""
-    if not file.exists():
-        return {}
-    try:
-        stamp = read_yaml(file)
-    except UserError as error:
-        print(f"{error}; the stage runs again", file=sys.stderr)
-        return {}
+    """The arguments, inputs and outputs of a completed stage; none if the stamp does not exist or is damaged."""
+    stamp = {}
+    if file.exists():
+        with reported("the stage runs again"):
+            stamp = read_yaml(file)
     kinds = {key: type(value) for key, value in stamp.items()}
-    return stamp if kinds == {"arguments": list, "inputs": dict, "outputs": dict} else {}
+    complete = kinds == {"arguments": list, "inputs": dict, "outputs": dict}
+    return stamp if complete else {"arguments": None, "inputs": {}, "outputs": {}}
 
 
 def run_stage(
-    out: Path,
-    name: str,
-    arguments: Sequence[str],
-    inputs: Sequence[Path],
-    make: Callable[[], Sequence[Path]],
-    discard: Callable[[Path], None] | None = None,
+    out: Path, name: str, arguments: Sequence[str], inputs: Sequence[Path], make: Make, discard: Callable | None = None
 ) -> list[Path]:
     """Run a stage, unless its stamp has the same arguments, inputs and outputs, and return the output files.
 
-    Parameters
-    ----------
-    out : folder of the pipeline.
-    name : of the stage; its stamp is `stages/<name>.yaml`.
-    arguments : all that the output depends on, beside the inputs.
-    inputs : files that the stage reads. Their order and content count, their paths do not.
-    make : writes the output files and returns their paths. Raises UserError if one does not exist then.
-    discard : called first with each output file of the stamp that is missing or was changed.
+    The stamp is `stages/<name>.yaml` in the pipeline's folder `out`. `arguments` are all that the output depends on,
+    beside the files in `inputs`, whose order and content count, but not their paths. `discard` is called first for the
+    path of each output file that is missing or was changed. Raises UserError if `make` does not write a file.
     """
     file = out / "stages" / f"{name}.yaml"
-    arguments, found = list(arguments), file_hashes(inputs)
-    stamp = read_stamp(file)
-    outputs = [Path(path) for path in stamp.get("outputs", ())]
+    arguments, found, stamp = list(arguments), file_hashes(inputs), read_stamp(file)
+    outputs = [Path(path) for path in stamp["outputs"]]
     current = file_hashes(outputs)
     changed = [path for path in outputs if current[str(path)] != stamp["outputs"][str(path)]]
-    same = stamp and stamp["arguments"] == arguments and list(stamp["inputs"].values()) == list(found.values())
+    same = stamp["arguments"] == arguments and list(stamp["inputs"].values()) == list(found.values())
     if same and not changed:
         print(f"{name}: done before", flush=True)
         return outputs
@@ -77,9 +67,9 @@ def run_stage(
     for path in changed if discard else ():
         discard(path)
     made = file_hashes(make())
-    missing = [path for path, digest in made.items() if digest == MISSING]
-    if missing:
-        raise UserError(f"{name}: found no {missing[0]}, expected the stage to write it")
+    for path, digest in made.items():
+        if digest == MISSING:
+            raise UserError(f"{name}: found no {path}, expected the stage to write it")
     write_yaml(file, {"arguments": arguments, "inputs": found, "outputs": made})
     return [Path(path) for path in made]
 
@@ -109,13 +99,11 @@ def sweep_stage(
     def make() -> list[Path]:
         trials = make_trials(find_script(script), split_options(options)[1], shared)
         roots = run_sweep(f"{context.out.name}-{name}", trials, context.resources, context.command)
-        return [
-            root / file for root in roots for file in ("params.yaml", f"{script}-logs.csv", SCRIPTS[script].weights)
-        ]
+        files = ("params.yaml", f"{script}-logs.csv", SCRIPTS[script].weights)
+        return [root / file for root in roots for file in files]
 
-    return run_stage(
-        context.out, name, [script, *options, "--", *shared], inputs, make, functools.partial(discard_run, script)
-    )
+    discard = functools.partial(discard_run, script)
+    return run_stage(context.out, name, [script, *options, "--", *shared], inputs, make, discard)
 
 
 def store_by_content(contents: Mapping[str, bytes], folder: Path) -> list[Path]:

@@ -1,9 +1,11 @@
 """Tables of runs: a row per run with its arguments and metrics, and per group of runs means and intervals."""
 
+import contextlib
+import itertools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,14 +15,14 @@ from runs.files import read_yaml
 from runs.log import read_rows
 from runs.options import NOT_IDENTIFYING, RUN_KEYS
 from sweeps.grid import read_sweep
-from sweeps.trials import Trial
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OWN_COLUMNS = ("script", "run", "state")  # the first columns of the table of runs
 LEVEL = 0.95  # of the confidence intervals
 STATES = ("running", "stopped", "finished")
+BEST = {"acc": max, "elbo": max, "_ll": max, "nll": min, "loss": min}  # by the end of a column's name
+DTYPES = (({int}, "Int64"), ({int, float}, "float64"), ({bool}, "boolean"))  # of columns with values of these types
 
 
 class Record(NamedTuple):
@@ -31,9 +33,6 @@ class Record(NamedTuple):
     state: str | None
     arguments: dict[str, Any]
     rows: list[dict[str, float]]
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def printable(value: Any) -> str:
@@ -48,22 +47,25 @@ def table_value(value: Any) -> bool | int | float | str | None:
     return value if isinstance(value, bool | int | float | None) and small else printable(value)
 
 
-def trial_root(trial: Trial) -> str:
-    """The run directory of a trial, or "" if it has none; a damaged record is named on stderr."""
+@contextlib.contextmanager
+def reported(label: str) -> Iterator[None]:
+    """Print a UserError of the body on stderr after this label, instead of raising it."""
     try:
-        return trial.record()["root"]
+        yield
     except UserError as error:
-        print(f"left out: {printable(error)}", file=sys.stderr)
-        return ""
+        print(f"{label}: {printable(error)}", file=sys.stderr)
 
 
 def find_runs(path: Path) -> list[Path]:
     """The run directories at a path: a DWP_PATH, the folder of a sweep, or a run directory. Raises UserError."""
     if (path / "sweep.yaml").exists():
-        roots = [trial_root(trial) for trial in read_sweep(path)]
-        if not all(roots):
-            print(f"{path}: {roots.count('')} of {len(roots)} trials have no run yet", file=sys.stderr)
-        return [Path(root) for root in roots if root]
+        trials, roots = read_sweep(path), []
+        for trial in trials:
+            with reported("left out"):
+                roots += [Path(root)] if (root := trial.record()["root"]) else []
+        if len(roots) < len(trials):
+            print(f"{path}: {len(trials) - len(roots)} of {len(trials)} trials have no run yet", file=sys.stderr)
+        return roots
     if (path / "params.yaml").exists():
         return [path]
     if not any(path.glob("exman-*")):
@@ -104,61 +106,48 @@ def read_runs(paths: Sequence[Path]) -> list[Record]:
     """All runs at these paths, each once. Names on stderr those that cannot be read. Raises UserError if none can."""
     records = []
     for root in dict.fromkeys(run for path in paths for run in find_runs(path)):
-        try:
+        with reported("left out"):
             records.append(read_run(root))
-        except UserError as error:
-            print(f"left out: {printable(error)}", file=sys.stderr)
     if not records:
         raise UserError(f"PATH {' '.join(map(str, paths))}: found no run with a row in its log")
     return records
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
-
-
-def best_of(column: str) -> Callable | None:
-    """The function, max or min, that chooses the best value of a log's column; None for a column without a best."""
-    if column.endswith(("acc", "elbo", "_ll")):
-        return max
-    return min if column.endswith(("nll", "loss")) else None
 
 
 def metrics_of(rows: list[dict[str, float]]) -> dict[str, float]:
     """`last_<column>` of each column of a log, and `best_<column>` of each column that has a best value."""
     metrics = {f"last_{name}": value for name, value in rows[-1].items()}
     for name in rows[0]:
-        if best := best_of(name):
-            metrics[f"best_{name}"] = best(row[name] for row in rows)
+        for end, best in BEST.items():
+            if name.endswith(end):
+                metrics[f"best_{name}"] = best(row[name] for row in rows)
     return metrics
 
 
-def typed_column(values: list) -> "pd.Series":
-    """The values as a column of one type; as text where they are of several types that are not all numbers."""
+def data_frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> "pd.DataFrame":
+    """Rows as a table with these columns, each of one type: numbers, bools, or text where the values are of more types.
+
+    A value that a row lacks is empty.
+    """
     import pandas as pd
 
-    kinds = {type(value) for value in values if value is not None}
-    for members, dtype in (({int}, "Int64"), ({int, float}, "float64"), ({bool}, "boolean")):
-        if kinds and kinds <= members:
-            return pd.Series(values, dtype=dtype)
-    return pd.Series([None if value is None else str(value) for value in values], dtype="string")
-
-
-def data_frame(rows: list[dict[str, Any]], columns: list[str]) -> "pd.DataFrame":
-    """Rows as a table with these columns; a value that a row lacks is empty."""
-    import pandas as pd
-
-    return pd.DataFrame({name: typed_column([row.get(name) for row in rows]) for name in columns})
+    table = {}
+    for name in columns:
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None} or {str}
+        dtype = next((dtype for members, dtype in DTYPES if kinds <= members), "string")
+        if dtype == "string":
+            values = [None if value is None else str(value) for value in values]
+        table[name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(table)
 
 
 def runs_table(records: list[Record]) -> "pd.DataFrame":
     """The table of runs: a row per record, with the run's arguments and `metrics_of` its log."""
-    rows = []
-    for record in records:
-        own = (record.script, printable(record.root.name), record.state)
-        rows.append(record.arguments | metrics_of(record.rows) | dict(zip(OWN_COLUMNS, own, strict=True)))
-    arguments = dict.fromkeys(name for record in records for name in record.arguments)
-    metrics = dict.fromkeys(name for record in records for name in metrics_of(record.rows))
-    return data_frame(rows, list(dict.fromkeys((*OWN_COLUMNS, *arguments, *metrics))))
+    metrics = [metrics_of(record.rows) for record in records]
+    arguments = [record.arguments for record in records]
+    own = [{"script": r.script, "run": printable(r.root.name), "state": r.state} for r in records]
+    rows = [words | values | first for words, values, first in zip(arguments, metrics, own, strict=True)]
+    return data_frame(rows, dict.fromkeys(itertools.chain(own[0], *arguments, *metrics)))
 
 
 def group_runs(records: list[Record], by: Sequence[str]) -> dict[tuple, list[Record]]:
@@ -177,17 +166,15 @@ def group_runs(records: list[Record], by: Sequence[str]) -> dict[tuple, list[Rec
     return groups
 
 
-def summary(values: list[float]) -> dict[str, float | None]:
+def summary(values: list[float]) -> dict[str, float]:
     """n, mean, std (divisor n - 1), and low and high of the mean's 95% interval by Student's t.
 
-    For n = 1, std, low and high are None.
+    For n = 1, std, low and high are NaN.
     """
     from scipy import stats
 
     n, mean = len(values), statistics.fmean(values)
-    if n == 1:
-        return {"n": 1, "mean": mean, "std": None, "low": None, "high": None}
-    std = statistics.stdev(values)
+    std = statistics.stdev(values) if n > 1 else math.nan
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std / n**0.5
     return {"n": n, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
 
@@ -197,18 +184,17 @@ def groups_table(groups: dict[tuple, list[Record]], by: Sequence[str]) -> "pd.Da
     rows = []
     for key, members in groups.items():
         metrics = [metrics_of(record.rows) for record in members]
-        for name in dict.fromkeys(name for m in metrics for name in m):
+        for name in dict.fromkeys(itertools.chain(*metrics)):
             values = [m[name] for m in metrics if name in m]
             rows.append(dict(zip(("script", *by), key, strict=True)) | {"metric": name} | summary(values))
-    return data_frame(rows, list(dict.fromkeys(("script", *by, "metric", "n", "mean", "std", "low", "high"))))
+    return data_frame(rows, dict.fromkeys(("script", *by, "metric", "n", "mean", "std", "low", "high")))
 
 
 def print_warnings(records: list[Record], groups: dict[tuple, list[Record]]) -> None:
     """Warn on stderr of runs that are in no group, and of repeated runs, which make intervals too narrow."""
-    members = [record for group in groups.values() for record in group]
-    if len(members) < len(records):
-        print(f"{len(records) - len(members)} runs are not finished: in no group", file=sys.stderr)
+    members = list(itertools.chain(*groups.values()))
+    if left := len(records) - len(members):
+        print(f"{left} runs are not finished: in no group", file=sys.stderr)
     distinct = {(r.script, *((k, v) for k, v in r.arguments.items() if k not in NOT_IDENTIFYING)) for r in members}
-    if len(distinct) < len(members):
-        repeated = len(members) - len(distinct)
+    if repeated := len(members) - len(distinct):
         print(f"{repeated} runs repeat the arguments of another: they are not independent", file=sys.stderr)

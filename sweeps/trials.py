@@ -9,19 +9,20 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import importlib.util
 import json
 import os
+import re
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from runs.directory import ROOT, is_locked, script_folder
 from runs.errors import UserError
@@ -32,10 +33,10 @@ from runs.signals import STOP_SIGNALS
 
 
 class Script(NamedTuple):
-    """One of the project's scripts: its metric, a column of its log or the start of one, and its file of weights."""
+    """One of the project's scripts."""
 
-    metric: str
-    weights: str
+    metric: str  # a column of its log, or the start of one
+    weights: str  # its file of weights
 
 
 SCRIPTS = {
@@ -44,8 +45,8 @@ SCRIPTS = {
     "train-bnn.py": Script("ens[", "model.torch"),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # environment variables
-ROOT_LINE = b"run directory: "  # starts the line in which a script prints its run directory
 POLL = 0.01  # seconds between two checks whether a process has ended
+load_script = functools.cache(runpy.run_path)  # the names that a script defines
 # Ends the process group $0 when standard input is closed without a line, that is when the worker has died. The group
 # gets SIGTERM and, as a checkpoint takes time, SIGKILL only after a minute.
 WATCHDOG = """
@@ -57,37 +58,12 @@ kill -KILL "-$0"
 """
 
 
-@functools.cache
-def parse_function(script: str) -> Callable[[Sequence[str]], Any]:
-    """`parse(argv)` of one of the project's scripts."""
-    spec = importlib.util.spec_from_file_location(script.replace("-", "_").removesuffix(".py"), script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.parse
-
-
 def find_script(name: str) -> str:
     """The absolute path of a script; the project's own are found from any folder. Raises UserError."""
     path = ROOT / name if name in SCRIPTS else Path(name).resolve()
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"SCRIPT: found {name!r}, expected {', '.join(SCRIPTS)} or the file of another Python script")
     return str(path)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[int | None]:
-    """Hold the lock on a file, and yield its file descriptor; None if another process holds the lock.
-
-    A child process that inherits the descriptor holds the lock too, until it ends.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        descriptor: int | None = file.fileno()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            descriptor = None
-        yield descriptor
 
 
 @dataclass(frozen=True)
@@ -116,21 +92,17 @@ class Trial:
         return self.base / "trials" / f"{self.key}.{suffix}"
 
     def printed_root(self) -> str:
-        """The run directory that the last process printed, or "" if none."""
-        try:
-            with open(self.file("out"), "rb") as file:
-                lines = [line for line in file.read(100_000).splitlines(keepends=True) if line.startswith(ROOT_LINE)]
-        except FileNotFoundError:
-            return ""
-        complete = bool(lines) and lines[0].endswith(b"\n")
-        return lines[0].removeprefix(ROOT_LINE).strip().decode(errors="replace") if complete else ""
+        """The run directory that the last process printed on a line of its output, or "" if none."""
+        with contextlib.suppress(FileNotFoundError), open(self.file("out"), "rb") as file:
+            if line := re.search(rb"^run directory: (.*)\n", file.read(100_000), re.MULTILINE):
+                return line[1].strip().decode(errors="replace")
+        return ""
 
     def record(self) -> dict[str, Any]:
         """The trial's `state`, `root` (the run directory or ""), `attempts` and `error` (the last one or "").
 
-        The state is waiting, running, interrupted, failed or finished. A run of the project's scripts is finished if
-        its own state says so, and a trial whose run directory was deleted is waiting. Raises UserError for a damaged
-        record.
+        The state is waiting, running, interrupted, failed or finished. Of a project's script, a run whose own state is
+        finished is finished, and a trial whose run directory was deleted is waiting. Raises UserError if damaged.
         """
         path, record = self.file("yaml"), {"state": "waiting", "root": "", "attempts": 0, "error": ""}
         if path.exists():
@@ -152,7 +124,7 @@ class Trial:
     def write_record(self, record: dict[str, Any]) -> None:
         """Write the record. Its run directory is stored relative to `base`, so that $DWP_PATH can be moved."""
         root = record["root"]
-        if root and Path(root).is_relative_to(self.base):
+        if Path(root).is_relative_to(self.base):
             root = str(Path(root).relative_to(self.base))
         arguments = {"script": self.script_name, "arguments": shlex.join(self.argv)}
         write_yaml(self.file("yaml"), record | {"root": root} | arguments)
@@ -160,84 +132,74 @@ class Trial:
     def progress(self, root: str) -> dict[str, Any]:
         """The content of the run's state.yaml: `state`, `epoch`, `epochs`; empty before the run's first epoch."""
         state = Path(root, "state.yaml")
-        return read_yaml(state) if state.is_file() else {}
+        return read_yaml(state) if root and state.is_file() else {}
 
     def metric(self, root: str) -> str:
         """Name and last value of the metric in the run's log, or "" if there is none yet. Raises UserError."""
         name = Path(self.script).name
         log = Path(root, f"{name}-logs.csv")
-        if not (self.in_project and root and log.is_file()):
-            return ""
-        last = (read_rows(log) or [{}])[-1]
-        return next((f"{k} {v:.4g}" for k, v in last.items() if k.startswith(SCRIPTS[name].metric)), "")
+        rows = read_rows(log) if self.in_project and root and log.is_file() else []
+        values = [f"{k} {v:.4g}" for row in rows[-1:] for k, v in row.items() if k.startswith(SCRIPTS[name].metric)]
+        return values[0] if values else ""
 
 
 def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     """The trial of a script that `find_script` found.
 
-    The project's scripts parse their arguments themselves: order, spelling and defaults do not change the trial's key,
-    nor does an option in `NOT_IDENTIFYING`. Another script's arguments identify a trial as they are written, with the
-    working directory. Raises the script's own UserError.
+    One of the project's scripts parses the arguments: order, spelling, defaults and the options in `NOT_IDENTIFYING` do
+    not change the trial's key. Another script's arguments identify a trial as they are written, with the working
+    directory. Raises the script's own UserError.
     """
     trial = Trial(script, tuple(argv), label, "", script_folder(script), os.getcwd())
+    identity = [script, list(argv), trial.cwd]
     if trial.in_project:
-        args = {k: v for k, v in vars(parse_function(script)(argv)).items() if k not in NOT_IDENTIFYING}
-        identity = [trial.script_name, args]
-    else:
-        identity = [script, list(argv), trial.cwd]
+        args = vars(load_script(script)["parse"](argv)).items()
+        identity = [trial.script_name, {name: value for name, value in args if name not in NOT_IDENTIFYING}]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     return replace(trial, key=digest.hexdigest()[:16])
 
 
 def last_line(path: Path, code: int) -> str:
     """The last line of a file of error output; if the file is empty, how the process ended with this return code."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 10_000))
-        lines = file.read().decode(errors="replace").split("\n")
+    lines = path.read_bytes()[-10_000:].decode(errors="replace").split("\n")
     end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     return next((line.strip()[:500] for line in reversed(lines) if line.strip()), f"{end}, nothing on stderr")
 
 
 def run_process(
-    trial: Trial, argv: Sequence[str], env: dict[str, str], lock: int, stop: threading.Event
+    trial: Trial, argv: Sequence[str], env: dict[str, str], lock: IO, stop: threading.Event
 ) -> tuple[int, bool]:
     """Run the process of a trial to its end. Returns its return code, and whether it got SIGTERM because of `stop`.
 
-    The process inherits the trial's `lock`. A watchdog ends the process if this one dies.
+    The process inherits the trial's `lock`, and holds it until it ends. A watchdog ends the process if this one dies.
     """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | env
     with open(trial.file("out"), "wb") as out, open(trial.file("err"), "wb") as err:
-        process = subprocess.Popen(
-            argv,
-            cwd=trial.cwd,
-            env=inherited | env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-            pass_fds=[lock],
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, "pass_fds": [lock.fileno()]}
+        process = subprocess.Popen(argv, cwd=trial.cwd, env=env, start_new_session=True, **streams)
     watchdog = subprocess.Popen(["sh", "-c", WATCHDOG, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True)
-    terminated = False
-    while process.poll() is None:
-        if stop.is_set() and not terminated:
-            terminated = True
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
-                os.killpg(process.pid, signal.SIGTERM)
+    while process.poll() is None and not stop.is_set():
         time.sleep(POLL)
+    terminated = process.returncode is None
+    if terminated:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended
+            os.killpg(process.pid, signal.SIGTERM)
+    code = process.wait()
     watchdog.communicate(b"\n")
-    return process.returncode, terminated
+    return code, terminated
 
 
 def run_trial(trial: Trial, env: dict[str, str], stop: threading.Event) -> dict[str, Any]:
     """Run a trial's process to its end, from its checkpoint if it has one, and return the trial's record.
 
-    If another process runs the trial, nothing is done and the `state` is busy. The environment of the process is `env`
-    added to this one's. When `stop` is set, the process gets SIGTERM, after which a project's script writes a
-    checkpoint.
+    If another process runs the trial, nothing is done and the `state` is busy. `env` is added to the environment of the
+    process. When `stop` is set, the process gets SIGTERM, after which a project's script writes a checkpoint.
     """
-    with locked(trial.file("lock")) as lock:
-        if lock is None:
+    trial.file("lock").parent.mkdir(parents=True, exist_ok=True)
+    with open(trial.file("lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return {"state": "busy"}
         record = trial.record()
         if record["state"] == "finished" or stop.is_set():
@@ -245,13 +207,12 @@ def run_trial(trial: Trial, env: dict[str, str], stop: threading.Event) -> dict[
         continues = trial.in_project and record["root"]
         arguments = ["--continue", record["root"]] if continues else trial.argv
         record |= {"state": "running", "attempts": record["attempts"] + 1, "error": ""}
-        if not continues:
-            record["root"] = ""
+        record["root"] = record["root"] if continues else ""
         trial.write_record(record)
         code, terminated = run_process(trial, [sys.executable, trial.script, *arguments], env, lock, stop)
         if code == 0:
             record["state"] = "finished"
-        elif terminated or code in [-number for number in STOP_SIGNALS] + [128 + number for number in STOP_SIGNALS]:
+        elif terminated or any(code in (-number, 128 + number) for number in STOP_SIGNALS):
             record["state"] = "interrupted"
         else:
             record |= {"state": "failed", "error": last_line(trial.file("err"), code)}

@@ -68,6 +68,13 @@ def test_a_page_of_hostile_texts(write_run, sandbox, by):
     assert "\x1b" not in page and "\x1b" not in (sandbox / "out" / "runs.csv").read_text()
 
 
+def test_a_page_of_zeros(write_run, sandbox):
+    """Columns of zeros have no panel, also where no other column exists."""
+    write_run("train-net.py", 1, [{"t": 1, "test_acc": 0.0}])
+    collect.main(["--html", "--out", str(sandbox / "out")])
+    assert "train-net.py" in elements_of((sandbox / "out" / "page.html").read_text()).text
+
+
 def test_the_page_of_true_runs(script, sandbox, capsys):
     argv = [*SMALL, "--lr", "0.01"]
     nets = [script("train-net.py").main([*argv, "--seed", str(seed)]).root for seed in (1, 2)]
