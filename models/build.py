@@ -20,12 +20,7 @@ Sources = Mapping[str, Any]
 
 
 def build_network(
-    model: str,
-    net_cfg: str,
-    hid_dim: Sequence[int] = (32, 64),
-    model_size: float = 1.0,
-    n_classes: int = 10,
-    **options,
+    model: str, net_cfg: str, hid_dim: Sequence[int] = (32, 64), model_size: float = 1.0, n_classes: int = 10, **options
 ) -> ConvNet:
     """A network with random weights.
 
@@ -37,7 +32,7 @@ def build_network(
     options : `do`, `log_variance` and `bayesian_classifier` of `ConvNet`.
     """
     row = MODELS[model]
-    return imported(row.builds)(net_cfg, row.widths(hid_dim, model_size), n_classes, model=model, **options)
+    return imported(row.builds)(net_cfg, row.widths(hid_dim, model_size), n_classes, model, **options)
 
 
 def build_vae(kernel_dim: int, z_dim: int, hidden_dim: int, var: float | Literal["train"] = "train") -> KernelVAE:
