@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.flow import KernelFlow
-from models.vae import KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
+from models.vae import BLOCK, KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
 
-BLOCK = 1024  # kernels per block: enough to amortize loading the weights, few enough for a cache
 SQUARE_FLOOR = 1e-16  # keeps the log of a weight of 0 finite
 SPREAD_FLOOR = 1e-8  # smallest accepted variance of kernels in a direction, relative to the largest
 
