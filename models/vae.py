@@ -85,7 +85,10 @@ class Decoder(nn.Module):
 
 
 class KernelVAE(nn.Module):
-    """A VAE over k x k kernels. A subclass sets `kernel_dim` and builds the layers of the two networks.
+    """A VAE over k x k kernels.
+
+    A subclass sets `kernel_dim` and makes the layers of the two networks before their heads: `features(h, d)`, from a
+    kernel to d channels of one pixel, and `layers(z_dim, h, d)`, from a code to h channels of k x k pixels.
 
     Parameters
     ----------
@@ -104,14 +107,6 @@ class KernelVAE(nn.Module):
         self.encoder = Encoder(self.features(h, d), d, z_dim, self.variance_head)
         self.decoder = Decoder(self.layers(z_dim, h, d), self.decoder_head(h), self.decoder_head(h), var)
         self.to(memory_format=torch.channels_last)
-
-    def features(self, h: int, d: int) -> nn.Sequential:
-        """The layers of the encoder before its heads, from kernels to d channels of one pixel."""
-        raise NotImplementedError
-
-    def layers(self, z_dim: int, h: int, d: int) -> nn.Sequential:
-        """The layers of the decoder before its heads, from codes to h channels of k x k pixels."""
-        raise NotImplementedError
 
     def decoder_head(self, h: int) -> nn.Module:
         """The mean's or the variance's head, whose published names have an index, as in `fc_mu.0`."""
