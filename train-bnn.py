@@ -7,7 +7,7 @@ r"""Train a Bayesian network by variational inference, with a prior for each con
 
 import math
 
-from models.configs import MODELS, PRIORS, SOURCES
+from models.configs import MODELS, PRIORS
 from runs import options
 from runs.errors import UserError, one_line_errors, user_error
 from runs.options import POSITIVE, WHOLE, number_type
@@ -18,44 +18,40 @@ SCRIPT = "train-bnn.py"
 def parse(argv: list[str] | None = None):
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     options.add_network_options(parser, net_cfg="bayes")
-    bayes = parser.add_argument_group("Bayesian inference")
-    bayes.add_argument("--prior", choices=tuple(PRIORS), default="sn", help="prior of every Bayesian conv")
-    bayes.add_argument(
+    add = parser.add_argument_group("Bayesian inference").add_argument
+    add("--prior", choices=tuple(PRIORS), default="sn", help="prior of every Bayesian conv")
+    add(
         "--prior_list",
         choices=tuple(PRIORS),
         nargs="*",
         default=[],
         help="prior of each conv, overrides prior; 'no' for a deterministic conv",
     )
-    bayes.add_argument(
+    add(
         "--classifier_prior",
         choices=("none", "sn"),
         default="none",
         help="'sn' makes the classifier's linear layers Bayesian under N(0, lamb^2)",
     )
-    bayes.add_argument("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
-    bayes.add_argument("--kl_weight", type=number_type(float, 0), default=1.0, help="factor of the KL in the objective")
-    bayes.add_argument(
-        "--dwp_samples", type=WHOLE, default=1, help="draws of w per kernel and step, for 'vae', 'flow', 'sn-mc'"
-    )
-    bayes.add_argument(
+    add("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
+    add("--kl_weight", type=number_type(float, 0), default=1.0, help="factor of the KL in the objective")
+    add("--dwp_samples", type=WHOLE, default=1, help="draws of w per kernel and step, for 'vae', 'flow', 'sn-mc'")
+    add(
         "--kl_kernels",
         type=number_type(int, 0),
         default=0,
         help="kernels drawn per layer and step for an unbiased KL of 'vae', 'flow', 'sn-mc'; 0: all",
     )
-    bayes.add_argument(
+    add(
         "--reverse",
         choices=("frozen", "train"),
         default="frozen",
         help="reverse model r(z|w) of 'vae': the frozen encoder, or a trained copy of the encoder per layer",
     )
-    bayes.add_argument(
-        "--bound", choices=("elbo", "iwae"), default="elbo", help="bound of the KL of 'vae'; 'iwae' is tighter"
-    )
-    bayes.add_argument("--iwae_samples", type=WHOLE, default=8, help="draws of z per w in the bound 'iwae'")
-    bayes.add_argument("--ens", type=WHOLE, default=10, help="samples of the network in the evaluated ensemble")
-    bayes.add_argument("--logvarinit", type=number_type(float, -50, 50), default=-10.0, help="initial log variance")
+    add("--bound", choices=("elbo", "iwae"), default="elbo", help="bound of the KL of 'vae'; 'iwae' is tighter")
+    add("--iwae_samples", type=WHOLE, default=8, help="draws of z per w in the bound 'iwae'")
+    add("--ens", type=WHOLE, default=10, help="samples of the network in the evaluated ensemble")
+    add("--logvarinit", type=number_type(float, -50, 50), default=-10.0, help="initial log variance")
     options.add_run_options(parser)
     args = parser.parse_args(argv)
 
@@ -94,20 +90,10 @@ def main(argv: list[str] | None = None):
     seed_all(args.seed)
     device = choose_device(args.device)
     precision = autocast(args.precision, device)
-    train, test = utils.load_split(
-        args.data, args.model, args.n_classes, args.num_examples, args.data_split_seed, device
-    )
-    lists = {kind: getattr(args, f"{kind}_list") for kind in SOURCES}
-    sources = utils.load_sources(MODELS[args.model].kernel_sizes, args.init_list, args.priors, lists, device)
-    net = build_network(
-        args.model,
-        args.net_cfg,
-        args.hid_dim,
-        args.model_size,
-        args.n_classes,
-        log_variance=args.logvarinit,
-        bayesian_classifier=args.classifier_prior == "sn",
-    ).to(device)
+    train, test = utils.load_split(args, device)
+    sources = utils.load_sources(args, device)
+    bayes = {"log_variance": args.logvarinit, "bayesian_classifier": args.classifier_prior == "sn"}
+    net = build_network(args.model, args.net_cfg, args.hid_dim, args.model_size, args.n_classes, **bayes).to(device)
     init_network(net, args.init_list, sources)
     if args.pretrained:
         load_pretrained(net, args.pretrained)
@@ -126,17 +112,12 @@ def main(argv: list[str] | None = None):
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = Stopwatch()
 
-    def evaluate() -> dict[str, float]:
-        """Mean NLL of the ensemble in nats per image, and accuracies of the mean network, one sample and the ensemble.
-
-        The one sample is the ensemble's first.
-        """
+    def evaluate() -> tuple[float, dict[str, float]]:
+        """Mean NLL of the ensemble in nats per image; accuracies of the mean network, one sample and the ensemble."""
 
         def log_p(samples: int) -> torch.Tensor:
             """Log probabilities (samples, n, n_classes) of the test set's classes."""
-            logits = utils.predict(
-                lambda x, generator: net.sample_logits(x, samples, generator), test, args.test_bs, args.precision
-            )
+            logits = utils.predict(lambda x, g: net.sample_logits(x, samples, g), test, args.test_bs, args.precision)
             return F.log_softmax(torch.cat(logits, 1).float(), 2)
 
         net.eval()
@@ -146,8 +127,8 @@ def main(argv: list[str] | None = None):
         samples = log_p(args.ens)
         ensemble = samples.logsumexp(0) - math.log(args.ens)
         hits = [(p.argmax(1) == test.labels).float().mean() for p in (det, samples[0], ensemble)]
-        names = ("test_nll", "det_test_acc", "samp_test_acc", f"ens[{args.ens}]_test_acc")
-        return dict(zip(names, torch.stack([F.nll_loss(ensemble, test.labels), *hits]).tolist(), strict=True))
+        names = ("det_test_acc", "samp_test_acc", f"ens[{args.ens}]_test_acc")
+        return F.nll_loss(ensemble, test.labels).item(), dict(zip(names, torch.stack(hits).tolist(), strict=True))
 
     n = len(train.labels)
     for epoch in run.epochs(args.epochs):
@@ -170,21 +151,12 @@ def main(argv: list[str] | None = None):
             totals += torch.stack([nll.detach() * len(y), kl.detach() * len(y), hits])
 
         if run.should_evaluate(epoch, args.epochs):
-            tested = evaluate()
-            test_nll = tested.pop("test_nll")
+            test_nll, test_accs = evaluate()
             train_nll, train_kl, train_acc = (total / n for total in totals.tolist())
-            run.log(
-                epoch,
-                train_nll=train_nll,
-                KL=train_kl,
-                train_loss=n * train_nll + args.kl_weight * train_kl,
-                test_nll=test_nll,
-                test_loss=n * test_nll + args.kl_weight * train_kl,
-                train_acc=train_acc,
-                **tested,
-                lr=lr,
-                sec=watch.lap(),
-            )
+            penalty = args.kl_weight * train_kl
+            row = {"train_nll": train_nll, "KL": train_kl, "train_loss": n * train_nll + penalty}
+            row |= {"test_nll": test_nll, "test_loss": n * test_nll + penalty, "train_acc": train_acc}
+            run.log(epoch, **row, **test_accs, lr=lr, sec=watch.lap())
             run.save_weights()
         totals.zero_()
     return run

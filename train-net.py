@@ -3,7 +3,7 @@
 python train-net.py --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001 --model fconv --net_cfg vanilla --seed 1
 """
 
-from models.configs import MODELS, SOURCES
+from models.configs import MODELS
 from runs import options
 from runs.errors import UserError, one_line_errors
 from runs.options import number_type
@@ -15,23 +15,21 @@ def parse(argv: list[str] | None = None):
     switch = {"type": options.switch_type, "choices": (0, 1), "default": 0}
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     options.add_network_options(parser, net_cfg="vanilla")
-    regularization = parser.add_argument_group("regularization")
-    regularization.add_argument(
+    add = parser.add_argument_group("regularization").add_argument
+    add(
         "--l2",
         type=number_type(float, 0),
         default=0.0,
         help="weight of the sum of squares of all parameters of the conv part, added to the mean cross-entropy",
     )
-    regularization.add_argument(
+    add(
         "--dwp_reg",
         type=number_type(float, 0),
         default=0.0,
         help="weight in the loss of the deep weight prior's bound on -log p(weights) of all convs, in nats",
     )
-    regularization.add_argument(
-        "--dwp_samples", type=options.WHOLE, default=1, help="draws of z per kernel and step in the bound of dwp_reg"
-    )
-    regularization.add_argument(
+    add("--dwp_samples", type=options.WHOLE, default=1, help="draws of z per kernel and step in the bound of dwp_reg")
+    add(
         "--do",
         type=number_type(float, 0, 1),
         nargs="*",
@@ -75,11 +73,8 @@ def main(argv: list[str] | None = None):
     seed_all(args.seed)
     device = choose_device(args.device)
     precision = autocast(args.precision, device)
-    train, test = utils.load_split(
-        args.data, args.model, args.n_classes, args.num_examples, args.data_split_seed, device
-    )
-    lists = {kind: getattr(args, f"{kind}_list") for kind in SOURCES}
-    sources = utils.load_sources(MODELS[args.model].kernel_sizes, args.init_list, args.priors, lists, device)
+    train, test = utils.load_split(args, device)
+    sources = utils.load_sources(args, device)
     net = build_network(args.model, args.net_cfg, args.hid_dim, args.model_size, args.n_classes, do=args.do).to(device)
     init_network(net, args.init_list, sources)
     if args.pretrained:
@@ -124,18 +119,8 @@ def main(argv: list[str] | None = None):
         """Log the row `t`, with means over the images since the last row, and write the model."""
         loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
         test_nll, test_acc = evaluate()
-        run.log(
-            t,
-            loss=loss,
-            train_nll=train_nll,
-            test_nll=test_nll,
-            train_acc=train_acc,
-            test_acc=test_acc,
-            lr=lr,
-            sec=watch.lap(),
-            l2_norm=l2_norm().item(),
-            dwp_reg=dwp_bound().item(),
-        )
+        row = {"loss": loss, "train_nll": train_nll, "test_nll": test_nll, "train_acc": train_acc, "test_acc": test_acc}
+        run.log(t, **row, lr=lr, sec=watch.lap(), l2_norm=l2_norm().item(), dwp_reg=dwp_bound().item())
         run.save_weights()
         totals.zero_()
 

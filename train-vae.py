@@ -15,47 +15,39 @@ SCRIPT = "train-vae.py"
 
 def parse(argv: list[str] | None = None):
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data_dir", type=path_type, metavar="DIR", default="", help="folder with train.npy and test.npy"
-    )
-    data.add_argument(
-        "--train", type=path_type, metavar="NPY", default="", help="training kernels, instead of data_dir's"
-    )
-    data.add_argument("--test", type=path_type, metavar="NPY", default="", help="test kernels, instead of data_dir's")
-    data.add_argument("--batch_size", type=WHOLE, default=128, help="kernels per training batch")
-    data.add_argument("--test_bs", type=WHOLE, default=512, help="kernels per test batch")
-    model = parser.add_argument_group("model")
-    model.add_argument("--kind", choices=("vae", "flow"), default="vae", help="density model over kernels to train")
-    model.add_argument("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {tuple(VAES)}")
-    model.add_argument("--z_dim", type=WHOLE, default=8, help="size of the VAE's latent code")
-    model.add_argument("--hidden_dim", type=WHOLE, default=16, help="width of the networks, in channels")
-    model.add_argument(
-        "--var", type=variance_type, default="train", help="decoder variance: 'train', or fixed at a positive number"
-    )
-    model.add_argument("--transforms", type=WHOLE, default=5, help="autoregressive transforms of the flow")
+    add = parser.add_argument_group("data").add_argument
+    add("--data_dir", type=path_type, metavar="DIR", default="", help="folder with train.npy and test.npy")
+    add("--train", type=path_type, metavar="NPY", default="", help="training kernels, instead of data_dir's")
+    add("--test", type=path_type, metavar="NPY", default="", help="test kernels, instead of data_dir's")
+    add("--batch_size", type=WHOLE, default=128, help="kernels per training batch")
+    add("--test_bs", type=WHOLE, default=512, help="kernels per test batch")
+    add = parser.add_argument_group("model").add_argument
+    add("--kind", choices=("vae", "flow"), default="vae", help="density model over kernels to train")
+    add("--kernel_dim", type=int, default=16, help=f"kernel size k, one of {tuple(VAES)}")
+    add("--z_dim", type=WHOLE, default=8, help="size of the VAE's latent code")
+    add("--hidden_dim", type=WHOLE, default=16, help="width of the networks, in channels")
+    add("--var", type=variance_type, default="train", help="decoder variance: 'train', or fixed at a positive number")
+    add("--transforms", type=WHOLE, default=5, help="autoregressive transforms of the flow")
     training = parser.add_argument_group("training")
-    training.add_argument("--num_epochs", type=WHOLE, default=1000, help="passes over the training kernels")
-    training.add_argument("--lr", type=POSITIVE, default=1e-3, help="initial learning rate; falls linearly to 0")
-    training.add_argument("--lr_decay_step", type=WHOLE, help="epochs between multiplications of the rate by decay")
-    training.add_argument("--decay", type=POSITIVE, default=0.5, help="factor of the rate every lr_decay_step epochs")
-    training.add_argument(
+    add = training.add_argument
+    add("--num_epochs", type=WHOLE, default=1000, help="passes over the training kernels")
+    add("--lr", type=POSITIVE, default=1e-3, help="initial learning rate; falls linearly to 0")
+    add("--lr_decay_step", type=WHOLE, help="epochs between multiplications of the rate by decay")
+    add("--decay", type=POSITIVE, default=0.5, help="factor of the rate every lr_decay_step epochs")
+    add(
         "--kl_warmup",
         type=number_type(int, 0),
         default=0,
         help="epochs in which the weight of the VAE's KL in the loss rises from 0 to 1, against posterior collapse",
     )
     for option, file in (("resume_vae", "vae_params.torch"), ("resume_opt", "opt_params.torch")):
-        training.add_argument(
-            f"--{option}", type=path_type, metavar="FILE", default="", help=f"state to start from, e.g. a run's {file}"
-        )
+        add(f"--{option}", type=path_type, metavar="FILE", default="", help=f"state to start from, e.g. a run's {file}")
     options.add_compile_option(training)
     options.add_run_options(parser)
     args = parser.parse_args(argv)
 
     if args.kernel_dim not in VAES:
-        sizes = ", ".join(map(str, VAES))
-        raise UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {sizes}")
+        raise UserError(f"--kernel_dim: found {args.kernel_dim}, expected one of {', '.join(map(str, VAES))}")
     flow = args.kind == "flow"
     for option in ("z_dim", "var", "kl_warmup") if flow else ("transforms",):
         if getattr(args, option) != parser.get_default(option):
@@ -136,17 +128,8 @@ def main(argv: list[str] | None = None):
             totals += means.detach() * len(index)
 
         if run.should_evaluate(epoch, args.num_epochs):
-            train_elbo, train_ll, train_kl = (totals / len(train)).tolist()
-            test_elbo, test_ll, test_kl = evaluate()
-            run.log(
-                epoch,
-                train_elbo=train_elbo,
-                train_ll=train_ll,
-                train_kl=train_kl,
-                test_elbo=test_elbo,
-                test_ll=test_ll,
-                test_kl=test_kl,
-            )
+            columns = ("train_elbo", "train_ll", "train_kl", "test_elbo", "test_ll", "test_kl")
+            run.log(epoch, **dict(zip(columns, [*(totals / len(train)).tolist(), *evaluate()], strict=True)))
             run.save_weights()
         totals.zero_()
     return run

@@ -1,6 +1,6 @@
 """Data sets and the few-shot split; kernels: load, extract, prune; loading of kernel VAEs and flows."""
 
-import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,33 +59,23 @@ def load_data(name: str) -> tuple[DataSet, DataSet]:
     return train, test
 
 
-def load_split(
-    name: str,
-    model: str,
-    n_classes: int,
-    num_examples: int | None = None,
-    split_seed: int = 42,
-    device: torch.device | str = "cpu",
-) -> tuple[DataSet, DataSet]:
-    """Training and test part of a data set, checked for a network, on `device`; optionally a few-shot split.
+def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]:
+    """Training and test part of the data set of a network script's options, on `device`.
 
-    Parameters
-    ----------
-    name : a name in `models.configs.DATA_SETS`.
-    model, n_classes : of the network. Raises UserError where images or labels do not fit it.
-    num_examples, split_seed : as in `few_shot_split`; None takes all training images.
+    With `num_examples` the training part is a few-shot split. Raises UserError where images or labels do not fit the
+    network.
     """
-    train, test = load_data(name)
-    expected = MODELS[model].image_shape
+    train, test = load_data(args.data)
+    expected = MODELS[args.model].image_shape
     for part in (train, test):
         found = tuple(part.images.shape[1:])
         if found != expected:
-            raise UserError(f"--data {name}: found images of {found}, expected {expected} for {model}")
+            raise UserError(f"--data {args.data}: found images of {found}, expected {expected} for {args.model}")
     top = int(max(train.labels.max(), test.labels.max()))
-    if top >= n_classes:
-        raise UserError(f"--n_classes: found {n_classes}, expected at least {top + 1} for {name}")
-    if num_examples:
-        train = train[few_shot_split(train.labels, num_examples, split_seed)]
+    if top >= args.n_classes:
+        raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
+    if args.num_examples:
+        train = train[few_shot_split(train.labels, args.num_examples, args.data_split_seed)]
     return DataSet(*(t.to(device) for t in train)), DataSet(*(t.to(device) for t in test))
 
 
@@ -115,8 +105,7 @@ def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
         raise UserError(f"{label} {len(names)} (one per class) to {len(every) - len(names)}")
 
     def draw(n: int) -> np.ndarray:
-        index, _ = train_test_split(np.arange(len(every)), train_size=n, random_state=seed, stratify=every)
-        return index
+        return train_test_split(np.arange(len(every)), train_size=n, random_state=seed, stratify=every)[0]
 
     try:
         index = drawn = draw(num_examples)
@@ -184,16 +173,15 @@ def load_kernels(path: str | Path, kernel_dim: int | None = None) -> Tensor:
     """Kernels (n, 1, k, k) in float32 from an npy file. Raises UserError, a ValueError, which starts with the path."""
     try:
         # Memory-mapped, because the header may claim an array larger than the memory.
-        kernels = np.load(path, mmap_mode="r", allow_pickle=False)
+        kernels = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'not an npy file'}, expected kernels") from None
-    except (ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile):
+    except (ValueError, OverflowError, MemoryError):
         raise UserError(f"{path} is not a plain npy file of numbers") from None
-    k = kernel_dim or (kernels.shape[-1] if getattr(kernels, "ndim", 0) == 4 else "k")
-    shape = getattr(kernels, "shape", None)
-    if shape is None or len(shape) != 4 or shape[1:] != (1, k, k) or not shape[0] or kernels.dtype.kind != "f":
-        found = f"{shape} of {kernels.dtype}" if shape is not None else "an archive"
-        raise UserError(f"{path} holds {found}, expected floats of shape (n, 1, {k}, {k}), n > 0")
+    shape = kernels.shape
+    k = kernel_dim or (shape[-1] if len(shape) == 4 else "k")
+    if len(shape) != 4 or shape[1:] != (1, k, k) or not shape[0] or kernels.dtype.kind != "f":
+        raise UserError(f"{path} holds {shape} of {kernels.dtype}, expected floats of shape (n, 1, {k}, {k}), n > 0")
     with np.errstate(over="ignore"):
         kernels = np.array(kernels, dtype=np.float32, order="C")
     if not np.isfinite(kernels).all():
@@ -298,10 +286,10 @@ def load_params(path: str | Path, kind: str, size: str) -> dict[str, Any]:
     return params
 
 
-def load_frozen(model: nn.Module, file: Path, device: torch.device | str) -> None:
-    """Load weights from a file, move the model to `device`, freeze it and set it to eval mode. Raises UserError."""
+def load_frozen(model: nn.Module, file: Path, device: torch.device | str) -> Any:
+    """The model with weights from a file, on `device`, frozen and in eval mode. Raises UserError."""
     load_checked(model, load_state(file), str(file))
-    model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def load_vae(path: str | Path, device: torch.device | str = "cpu") -> KernelVAE:
@@ -315,8 +303,7 @@ def load_vae(path: str | Path, device: torch.device | str = "cpu") -> KernelVAE:
     except Exception as error:
         raise UserError(f"{Path(path) / 'params.yaml'}: var: {error}") from None
     vae = build_vae(params["kernel_dim"], params["z_dim"], params["hidden_dim"], var)
-    load_frozen(vae, Path(path) / "vae_params.torch", device)
-    return vae
+    return load_frozen(vae, Path(path) / "vae_params.torch", device)
 
 
 def load_flow(path: str | Path, device: torch.device | str = "cpu") -> KernelFlow:
@@ -326,38 +313,23 @@ def load_flow(path: str | Path, device: torch.device | str = "cpu") -> KernelFlo
     """
     params = load_params(path, "flow", "transforms")
     flow = KernelFlow(params["kernel_dim"], params["hidden_dim"], params["transforms"])
-    load_frozen(flow, Path(path) / "flow_params.torch", device)
-    return flow
+    return load_frozen(flow, Path(path) / "flow_params.torch", device)
 
 
-def load_sources(
-    kernel_sizes: Sequence[int],
-    inits: Sequence[str],
-    priors: Sequence[str],
-    lists: Mapping[str, Sequence[str]],
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """Load the VAE, flow and kernels that each conv layer's initialization and prior need.
+def load_sources(args: Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """For each conv layer the VAE, flow and kernels that its initialization and prior need, by name, on `device`.
 
-    Parameters
-    ----------
-    kernel_sizes : of the conv layers, in order.
-    inits, priors : names in `models.configs.INITS` and `PRIORS` by conv layer; they may be shorter.
-    lists : for each name in `models.configs.SOURCES` the paths by conv layer, with an entry for each layer in need.
-
-    Returns
-    -------
-    For each conv layer its objects by name, for `models.build`. Raises UserError where a file is missing or invalid, or
-    its kernels have another size.
+    `args` are a network script's options, and `priors`. Raises UserError where a file is missing or invalid, or its
+    kernels have another size.
     """
     sources = []
-    for i, size in enumerate(kernel_sizes):
-        rows = [table[name] for names, table in ((inits, INITS), (priors, PRIORS)) for name in names[i : i + 1]]
-        needs = {need for row in rows for need in row.needs}
+    for i, size in enumerate(MODELS[args.model].kernel_sizes):
+        choices = ((args.init_list, INITS), (args.priors, PRIORS))
+        needs = {need for names, table in choices for name in names[i : i + 1] for need in table[name].needs}
         found: dict[str, Any] = {}
         for kind, load in (("vae", load_vae), ("flow", load_flow)):
             if kind in needs:
-                path = lists[kind][i]
+                path = getattr(args, f"{kind}_list")[i]
                 with user_error(f"--{kind}_list entry {i + 1}"):
                     found[kind] = load(path, device)
                 k = found[kind].kernel_dim
@@ -367,6 +339,6 @@ def load_sources(
                     )
         if "filters" in needs:
             with user_error(f"--filters_list entry {i + 1}"):
-                found["filters"] = load_kernels(lists["filters"][i], size).to(device)
+                found["filters"] = load_kernels(args.filters_list[i], size).to(device)
         sources.append(found)
     return sources

@@ -34,24 +34,26 @@ class BayesLayer(nn.Module):
 
         m = conv(x, mean) + bias,   v = conv(x^2, variance),   output = m + sqrt(v + 1e-12) * eps,
 
-    and in the mode "det" the output is m. A subclass creates `mean` and implements `linear_map`.
+    and in the mode "det" the output is m. The layer `mean`, of torch, holds the posterior's mean and the bias.
 
     Parameters
     ----------
-    mean : the layer that holds the posterior's mean and the bias.
+    args, options : as of torch's layer.
     log_variance : initial value of every log variance, which is the parameter `var.weight` (option `logvarinit`).
     truncated : whether the variance is alpha * mean^2, with alpha = sigmoid(w_alpha) in (0, 1) per weight; the
         parameter `w_alpha` starts at -2 ("bayes-mtrunca").
     """
 
-    def __init__(self, mean: nn.Conv2d | nn.Linear, log_variance: float = -10.0, truncated: bool = False):
+    mean_class: type[nn.Conv2d | nn.Linear]
+
+    def __init__(self, *args, log_variance: float = -10.0, truncated: bool = False, **options):
         super().__init__()
-        self.mean = mean
+        self.mean = self.mean_class(*args, **options)
         self.truncated = truncated
         if truncated:
-            self.w_alpha = nn.Parameter(torch.full_like(mean.weight, W_ALPHA_INIT))
+            self.w_alpha = nn.Parameter(torch.full_like(self.mean.weight, W_ALPHA_INIT))
         else:
-            self.var = nn.ParameterDict({"weight": torch.full_like(mean.weight, log_variance)})
+            self.var = nn.ParameterDict({"weight": torch.full_like(self.mean.weight, log_variance)})
         self.prior: Prior = NoPrior()
         self.mode: Literal["stoch", "det"] = "stoch"
 
@@ -81,31 +83,14 @@ class BayesLayer(nn.Module):
 
     def kl(self) -> Tensor:
         """KL(q || prior) of the layer's weights, a scalar in nats; an estimate where the prior samples."""
-        mean, log_variance = self.mean.weight, self.log_variance()
-        if mean.dtype in (torch.float16, torch.bfloat16):
-            mean, log_variance = mean.float(), log_variance.float()
-        return self.prior.kl(mean, log_variance)
+        dtype = torch.promote_types(self.mean.weight.dtype, torch.float32)
+        return self.prior.kl(self.mean.weight.to(dtype), self.log_variance().to(dtype))
 
 
 class BayesConv2d(BayesLayer):
-    """A Bayesian 2-D convolution.
+    """A Bayesian `torch.nn.Conv2d`."""
 
-    Parameters
-    ----------
-    in_channels, out_channels, kernel_size, options : as in `torch.nn.Conv2d`.
-    log_variance, truncated : as in `BayesLayer`.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        log_variance: float = -10.0,
-        truncated: bool = False,
-        **options,
-    ):
-        super().__init__(nn.Conv2d(in_channels, out_channels, kernel_size, **options), log_variance, truncated)
+    mean_class = nn.Conv2d
 
     def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolution of x (n, in, h, w), padded as `mean` pads: of x^2 the padding is that of x, squared."""
@@ -113,18 +98,9 @@ class BayesConv2d(BayesLayer):
 
 
 class BayesLinear(BayesLayer):
-    """A Bayesian linear layer.
+    """A Bayesian `torch.nn.Linear`."""
 
-    Parameters
-    ----------
-    in_features, out_features, options : as in `torch.nn.Linear`.
-    log_variance, truncated : as in `BayesLayer`.
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, log_variance: float = -10.0, truncated: bool = False, **options
-    ):
-        super().__init__(nn.Linear(in_features, out_features, **options), log_variance, truncated)
+    mean_class = nn.Linear
 
     def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
         """Product of x (n, in) with the weights."""
@@ -183,6 +159,5 @@ def kl_terms(net: nn.Module) -> dict[str, Tensor]:
 
 def kl(net: nn.Module) -> Tensor:
     """KL(q || prior) summed over all Bayesian layers, a differentiable scalar in nats; 0 without Bayesian layers."""
-    terms = list(kl_terms(net).values())
-    first = next(net.parameters(), torch.zeros(()))
-    return sum(terms[1:], terms[0]) if terms else first.new_zeros(())
+    zero = next(net.parameters(), torch.zeros(())).new_zeros(())
+    return sum(kl_terms(net).values(), zero)

@@ -10,22 +10,14 @@ from models.bayes import BayesConv2d, BayesLayer
 from models.configs import INITS, MODELS, PRIORS, VAES, imported
 from models.flow import KernelFlow
 from models.network import ConvNet
-from models.priors import Prior
-from models.vae import KernelVAE
-
-BLOCK = 1024  # kernels per pass through a VAE
+from models.vae import BLOCK, KernelVAE
 
 # The objects that a conv layer's initialization and prior need, by name in `models.configs.SOURCES`.
 Sources = Mapping[str, Any]
 
 
 def build_network(
-    model: str,
-    net_cfg: str,
-    hid_dim: Sequence[int] = (32, 64),
-    model_size: float = 1.0,
-    n_classes: int = 10,
-    **options,
+    model: str, net_cfg: str, hid_dim: Sequence[int] = (32, 64), model_size: float = 1.0, n_classes: int = 10, **options
 ) -> ConvNet:
     """A network with random weights.
 
@@ -37,7 +29,7 @@ def build_network(
     options : `do`, `log_variance` and `bayesian_classifier` of `ConvNet`.
     """
     row = MODELS[model]
-    return imported(row.builds)(net_cfg, row.widths(hid_dim, model_size), n_classes, model=model, **options)
+    return imported(row.builds)(net_cfg, row.widths(hid_dim, model_size), n_classes, model, **options)
 
 
 def build_vae(kernel_dim: int, z_dim: int, hidden_dim: int, var: float | Literal["train"] = "train") -> KernelVAE:
@@ -59,12 +51,10 @@ def conv_weight(layer: nn.Conv2d | BayesConv2d) -> nn.Parameter:
 
 
 def decoded_kernels(n: int, vae: KernelVAE) -> Tensor:
-    """Decoder means at n codes z ~ N(0, I)."""
     return vae.sample_means(n)
 
 
 def flow_kernels(n: int, flow: KernelFlow) -> Tensor:
-    """n draws from the flow."""
     return flow.sample(n)
 
 
@@ -107,32 +97,13 @@ def init_network(net: ConvNet, inits: Sequence[str], sources: Sequence[Sources])
 # --- priors -------------------------------------------------------------------------------------------------------
 
 
-def build_prior(name: str, source: Sources, options: Mapping[str, Any]) -> Prior:
-    """The prior `name` of one conv layer.
-
-    Parameters
-    ----------
-    name : a name in `models.configs.PRIORS`.
-    source : the objects that the prior needs.
-    options : values of command-line options; the prior's class gets those that its row in `PRIORS` names.
-
-    Raises
-    ------
-    ValueError : where the prior cannot be built from its source.
-    """
-    prior = PRIORS[name]
-    arguments = {argument: options[option] for argument, option in prior.options.items()}
-    needed = {need: source[need] for need in prior.needs}
-    return imported(prior.builds)(**needed, **arguments)
-
-
 def set_priors(net: ConvNet, names: Sequence[str], sources: Sequence[Sources], options: Mapping[str, Any]) -> None:
     """Give each Bayesian conv layer its prior, on the layer's device.
 
     Parameters
     ----------
-    names, sources : for each conv layer, in order, the prior's name and the objects that the prior needs.
-    options : as of `build_prior`.
+    names, sources : for each conv layer, in order, a name in `models.configs.PRIORS` and the objects that it needs.
+    options : values of command-line options; a prior's class gets those that its row in `PRIORS` names.
 
     Raises
     ------
@@ -141,7 +112,10 @@ def set_priors(net: ConvNet, names: Sequence[str], sources: Sequence[Sources], o
     options = {**options, "truncated": net.config.truncated}
     for i, (layer, name, source) in enumerate(zip(conv_layers(net), names, sources, strict=True), 1):
         if isinstance(layer, BayesLayer):
+            row = PRIORS[name]
+            arguments = {need: source[need] for need in row.needs}
+            arguments |= {argument: options[option] for argument, option in row.options.items()}
             try:
-                layer.prior = build_prior(name, source, options).to(conv_weight(layer).device)
+                layer.prior = imported(row.builds)(**arguments).to(conv_weight(layer).device)
             except ValueError as error:
                 raise ValueError(f"prior {name!r} of conv {i}: {error}") from None

@@ -92,13 +92,6 @@ class NetConfig(NamedTuple):
     hidden: bool
 
 
-def parse_config(name: str, convs: int) -> NetConfig:
-    """Parse a configuration's name: "bayes" has one digit per conv, 1 for Bayesian, or no digits for all convs."""
-    digits = re.sub(r"\D", "", name) or "1" * convs
-    bayesian = tuple(name.startswith("bayes") and digit == "1" for digit in digits)
-    return NetConfig(bayesian, "trunca" in name, name.endswith("-do"), not name.endswith("-nofc"))
-
-
 class Model(NamedTuple):
     """A network: its class, and its layers up to the classifier.
 
@@ -127,8 +120,10 @@ class Model(NamedTuple):
         return 2 if self.batch_norm else 1
 
     def config(self, net_cfg: str) -> NetConfig:
-        """The configuration with the name `net_cfg`."""
-        return parse_config(net_cfg, len(self.kernel_sizes))
+        """The configuration of this name: "bayes" has a digit per conv, 1 for Bayesian, or no digits for all convs."""
+        digits = re.sub(r"\D", "", net_cfg) or "1" * len(self.kernel_sizes)
+        bayesian = tuple(net_cfg.startswith("bayes") and digit == "1" for digit in digits)
+        return NetConfig(bayesian, "trunca" in net_cfg, net_cfg.endswith("-do"), not net_cfg.endswith("-nofc"))
 
     def sides(self) -> tuple[int, int]:
         """The number of an image's first rows (and columns) that the logits depend on, and the rows of the last map.

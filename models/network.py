@@ -1,7 +1,8 @@
 """The base class of the networks: convs as in `models.configs`, then a classifier from the subclass."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,44 +17,40 @@ class ConvNet(nn.Module):
     Without dropout the max-pool comes before the LeakyReLU; the result is the same. Pixels that no logit depends on are
     cut off first. Of fconv's 28 rows and columns these are 2, which saves 17% of the work of conv1 and 27% of conv2's.
 
-    A subclass sets `classifier`, which maps the `feature_size` flattened features to class logits.
+    A subclass builds the classifier.
 
     Parameters
     ----------
-    model : a name in `models.configs.MODELS`.
     net_cfg : the model's configuration: which convs are Bayesian, and with which posterior.
     channels : of the convs, in order.
+    n_classes : number of logits.
+    model : a name in `models.configs.MODELS`, by default the subclass's own.
     do : dropout probability after each conv, or empty for no dropout.
     log_variance : initial log variance of the Bayesian layers.
     bayesian_classifier : whether the classifier's linear layers are Bayesian.
     """
 
-    classifier: nn.Module
+    default_model: str
 
     def __init__(
         self,
-        model: str,
         net_cfg: str,
         channels: Sequence[int],
+        n_classes: int = 10,
+        model: str = "",
         do: Sequence[float] = (),
         log_variance: float = -10.0,
         bayesian_classifier: bool = False,
     ):
         super().__init__()
-        spec = MODELS[model]
+        spec = MODELS[model or self.default_model]
         self.config = spec.config(net_cfg)
         self.used_side, last_side = spec.sides()
-        self.feature_size = channels[-1] * last_side**2
-        self.log_variance = log_variance
-        self.bayesian_classifier = bayesian_classifier
+        bayes_conv = partial(BayesConv2d, log_variance=log_variance, truncated=self.config.truncated)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         shapes = zip((spec.image_shape[0], *channels), channels, spec.kernel_sizes, strict=False)
         for i, (shape, bayesian, pool) in enumerate(zip(shapes, self.config.bayesian, spec.pools, strict=True), 1):
-            layers[f"conv{i}"] = (
-                BayesConv2d(*shape, log_variance=log_variance, truncated=self.config.truncated)
-                if bayesian
-                else nn.Conv2d(*shape)
-            )
+            layers[f"conv{i}"] = (bayes_conv if bayesian else nn.Conv2d)(*shape)
             if spec.batch_norm:
                 layers[f"bn{i}"] = nn.BatchNorm2d(shape[1])
             activation = {f"relu{i}": nn.LeakyReLU(0.01)}
@@ -64,12 +61,12 @@ class ConvNet(nn.Module):
                 layers.update(pooling | activation)
         # CPUs and GPUs convolve and pool fastest in this layout. A state dict does not depend on the layout.
         self.features = nn.Sequential(layers).to(memory_format=torch.channels_last)
+        linear = partial(BayesLinear, log_variance=log_variance) if bayesian_classifier else nn.Linear
+        self.classifier = self.build_classifier(linear, channels[-1] * last_side**2, n_classes)
 
-    def linear(self, inputs: int, outputs: int) -> nn.Module:
-        """A linear layer of the classifier, Bayesian with `bayesian_classifier`."""
-        if self.bayesian_classifier:
-            return BayesLinear(inputs, outputs, log_variance=self.log_variance)
-        return nn.Linear(inputs, outputs)
+    def build_classifier(self, linear: Callable[[int, int], nn.Module], inputs: int, n_classes: int) -> nn.Module:
+        """The module from flattened features (n, inputs) to logits (n, n_classes); `linear` makes its linear layers."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, n_classes) for images (n, channels, height, width) with pixels in [0, 1]."""

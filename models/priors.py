@@ -7,7 +7,7 @@ q(w) = N(w | mean, exp(log_variance)). Both arguments have the shape of the laye
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.flow import KernelFlow
-from models.vae import KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
+from models.vae import BLOCK, KernelVAE, gaussian_log_prob, kl_to_standard_normal, sample_gaussian
 
-BLOCK = 1024  # kernels per block: enough to amortize loading the weights, few enough for a cache
 SQUARE_FLOOR = 1e-16  # keeps the log of a weight of 0 finite
 SPREAD_FLOOR = 1e-8  # smallest accepted variance of kernels in a direction, relative to the largest
 
@@ -45,20 +44,15 @@ class Prior(nn.Module):
 
     def __init__(self, **frozen: nn.Module):
         super().__init__()
-        self.frozen = {name: copy.deepcopy(part) for name, part in frozen.items()}
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        return [part for part in self.frozen.values() if isinstance(part, nn.Module)]
+        self.frozen = {name: copy.deepcopy(part).requires_grad_(False) for name, part in frozen.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Prior":
         def at_least_float32(tensor: Tensor) -> Tensor:
             found = fn(tensor)
             return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 
-        for module in self._frozen_modules():
-            module._apply(at_least_float32)
+        for part in self.frozen.values():
+            part._apply(at_least_float32)
         return super()._apply(at_least_float32, recurse)
 
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -75,12 +69,7 @@ class NoPrior(Prior):
 
 
 class NormalPrior(Prior):
-    """N(0, scale^2) for every weight, with the closed-form KL of two Gaussians.
-
-    Parameters
-    ----------
-    scale : standard deviation of the prior, positive (option `lamb`).
-    """
+    """N(0, scale^2) for every weight, with the closed-form KL of two Gaussians; `scale` is the option `lamb`."""
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
@@ -154,43 +143,18 @@ class GaussPrior(Prior):
         return 0.5 * (trace + white + len(mean) * self.log_det - log_variance.sum() - mean.numel())
 
 
-class BlockSum(torch.autograd.Function):
-    """The sum of `function(*block)` over blocks of rows of `rows` tensors, each with its gradients computed at once.
-
-    The autograd graph of a block is freed with the block. So the memory beyond that of the gradients does not grow with
-    the number of rows, and the values of a block stay in the cache. `function` may also depend on `parameters`, which
-    are the tensors after the first `rows`.
-    """
+class KnownGradients(torch.autograd.Function):
+    """A scalar `value` as a function of `tensors`, with `gradients` that have been computed before."""
 
     @staticmethod
-    def forward(ctx, function: Callable[..., Tensor], size: int, rows: int, *tensors: Tensor) -> Tensor:
-        needed = ctx.needs_input_grad[3:]
-        parameters = [p for p, need in zip(tensors[rows:], needed[rows:], strict=True) if need]
-        # Allocated before the blocks, so that the blocks' memory is not fragmented.
-        row_gradients = [torch.empty_like(t) for t, need in zip(tensors, needed[:rows], strict=False) if need]
-        sums = [torch.zeros_like(p) for p in parameters]
-        total = tensors[0].new_zeros(())
-        for start in range(0, len(tensors[0]), size):
-            block = [t[start : start + size] for t in tensors[:rows]]
-            leaves = [t.detach().requires_grad_(need) for t, need in zip(block, needed, strict=False)]
-            wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            with torch.enable_grad():
-                value = function(*leaves)
-            total += value.detach()
-            if wanted or parameters:
-                gradients = torch.autograd.grad(value, [*wanted, *parameters])
-                for whole, gradient in zip(row_gradients, gradients, strict=False):
-                    whole[start : start + size] = gradient
-                for sum_, gradient in zip(sums, gradients[len(wanted) :], strict=True):
-                    sum_ += gradient
-        joined = iter([*row_gradients, *sums])
-        ctx.gradients = [next(joined) if need else None for need in needed]
-        return total
+    def forward(ctx, value: Tensor, gradients: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return (None, None, None, *(None if g is None else g * gradient for g in ctx.gradients))
+        return (None, None, *(g * gradient for g in ctx.gradients))
 
 
 class SampledPrior(Prior):
@@ -220,26 +184,42 @@ class SampledPrior(Prior):
         Each w draws random numbers in this order: the kernels (unless all are taken), then for each block of `BLOCK`
         kernels the noise of w and the numbers that `cross_entropy` draws.
         """
-        parts = [
-            self._estimate(*(p.flatten(0, 1).unsqueeze(1) for p in (mean, log_variance))) for _ in range(self.samples)
-        ]
-        return sum(parts) / self.samples - gaussian_entropy(log_variance)
+        estimates = [self._estimate(mean, log_variance) for _ in range(self.samples)]
+        return sum(estimates) / self.samples - gaussian_entropy(log_variance)
 
     def _estimate(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """One-sample estimate of the cross entropy, for kernels of shape (n, 1, k, k)."""
-        n = len(mean)
-        scale = 1.0
-        if 0 < self.kernels < n:
-            drawn = torch.randperm(n, device=mean.device)[: self.kernels]
-            mean, log_variance = mean[drawn], log_variance[drawn]
-            scale = n / self.kernels
+        """One-sample estimate of the cross entropy.
 
-        def block(mean: Tensor, log_variance: Tensor) -> Tensor:
+        The gradients of a block are computed with its value, and its graph is freed. So the memory beyond that of the
+        gradients does not grow with the number of kernels, and the values of a block stay in the cache.
+        """
+        mean, log_variance = (p.flatten(0, 1).unsqueeze(1) for p in (mean, log_variance))
+        scale = 1.0
+        if 0 < self.kernels < len(mean):
+            drawn = torch.randperm(len(mean), device=mean.device)[: self.kernels]
+            scale = len(mean) / self.kernels
+            mean, log_variance = mean[drawn], log_variance[drawn]
+
+        def block_value(mean: Tensor, log_variance: Tensor) -> Tensor:
             return self.cross_entropy(mean + (0.5 * log_variance).exp() * torch.randn_like(mean))
 
-        if torch.is_grad_enabled():
-            return scale * BlockSum.apply(block, BLOCK, 2, mean, log_variance, *self.parameters())
-        return scale * sum(map(block, mean.split(BLOCK), log_variance.split(BLOCK)))
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(mean), BLOCK)]
+        if not torch.is_grad_enabled():
+            return scale * sum(block_value(mean[block], log_variance[block]) for block in blocks)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        # Allocated before the blocks, so that the blocks' memory is not fragmented.
+        of_mean, of_log_variance = torch.empty_like(mean), torch.empty_like(log_variance)
+        of_parameters = [torch.zeros_like(p) for p in parameters]
+        total = mean.new_zeros(())
+        for block in blocks:
+            leaves = [t[block].detach().requires_grad_() for t in (mean, log_variance)]
+            value = block_value(*leaves)
+            total += value.detach()
+            of_mean[block], of_log_variance[block], *found = torch.autograd.grad(value, [*leaves, *parameters])
+            for whole, gradient in zip(of_parameters, found, strict=True):
+                whole += gradient
+        gradients = [of_mean, of_log_variance, *of_parameters]
+        return scale * KnownGradients.apply(total, gradients, mean, log_variance, *parameters)
 
 
 class SampledNormalPrior(SampledPrior):
@@ -256,13 +236,7 @@ class SampledNormalPrior(SampledPrior):
 
 
 class FlowPrior(SampledPrior):
-    """A normalizing flow over kernels (see `models.flow`), whose density is exact.
-
-    Parameters
-    ----------
-    flow : a frozen flow (see `utils.load_flow`) of the layer's kernel size, on the layer's device.
-    samples, kernels : as of `SampledPrior`.
-    """
+    """A normalizing flow (see `utils.load_flow`) over kernels of the layer's size; its density is exact."""
 
     def __init__(self, flow: KernelFlow, samples: int = 1, kernels: int = 0):
         super().__init__(samples, kernels, flow=flow)
@@ -285,7 +259,7 @@ class DeepWeightPrior(SampledPrior):
 
     Parameters
     ----------
-    vae : a frozen VAE (see `utils.load_vae`) of the layer's kernel size, on the layer's device.
+    vae : a VAE (see `utils.load_vae`) of the layer's kernel size.
     samples, kernels : as of `SampledPrior`.
     reverse : "frozen" for r = the frozen encoder itself, "train" for a copy of the encoder that takes gradients.
     bound : "elbo" for KL_aux with one z per w, "iwae" for KL_iwae.
@@ -301,9 +275,8 @@ class DeepWeightPrior(SampledPrior):
         bound: Literal["elbo", "iwae"] = "elbo",
         iwae_samples: int = 8,
     ):
-        trained = reverse == "train"
-        super().__init__(samples, kernels, decoder=vae.decoder, **({} if trained else {"encoder": vae.encoder}))
-        self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_(True) if trained else None
+        super().__init__(samples, kernels, encoder=vae.encoder, decoder=vae.decoder)
+        self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_() if reverse == "train" else None
         self.kernel_dim = vae.kernel_dim
         self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 of KL_aux
 
@@ -330,8 +303,7 @@ class DeepWeightPrior(SampledPrior):
         z = sample_gaussian(z_mean, z_variance)
         w_mean, w_variance = self.decoder(z)
         log_p = gaussian_log_prob(w, w_mean, w_variance).flatten(1).sum(1)
-        log_ratio = gaussian_log_prob(z, torch.zeros_like(z), torch.ones_like(z)) - gaussian_log_prob(
-            z, z_mean, z_variance
-        )
+        log_p_z = gaussian_log_prob(z, torch.zeros_like(z), torch.ones_like(z))
+        log_ratio = log_p_z - gaussian_log_prob(z, z_mean, z_variance)
         log_weights = (log_p + log_ratio.flatten(1).sum(1)).view(n, s)
         return -(log_weights.logsumexp(1) - math.log(s)).sum()

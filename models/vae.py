@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from models.layers import ELU, Conv2d, ConvTranspose2d, with_elu
 
+BLOCK = 1024  # kernels per pass: enough to amortize loading the weights, few enough for a cache
+
 
 class Elbo(NamedTuple):
     """A one-sample ELBO and its two terms, each of shape (n,), in nats per kernel."""
@@ -83,25 +85,32 @@ class Decoder(nn.Module):
 
 
 class KernelVAE(nn.Module):
-    """A VAE over k x k kernels. A subclass sets `kernel_dim` and builds the two networks.
+    """A VAE over k x k kernels.
+
+    A subclass sets `kernel_dim` and makes the layers of the two networks before their heads: `features(h, d)`, from a
+    kernel to d channels of one pixel, and `layers(z_dim, h, d)`, from a code to h channels of k x k pixels.
 
     Parameters
     ----------
     z_dim : size of the latent code.
-    hidden_dim : width h of the networks; layers have h or 2h channels.
+    hidden_dim : width h of the networks; layers have h or d = 2h channels.
     var : "train" for a decoder that predicts the variance of each weight, or one fixed positive variance.
     """
 
     kernel_dim: int
+    variance_head = "fc_sigma"  # its name in the encoder
 
     def __init__(self, z_dim: int, hidden_dim: int, var: float | Literal["train"] = "train"):
         super().__init__()
         self.z_dim = z_dim
-        self.encoder, self.decoder = self.build(z_dim, hidden_dim, var)
+        h, d = hidden_dim, 2 * hidden_dim
+        self.encoder = Encoder(self.features(h, d), d, z_dim, self.variance_head)
+        self.decoder = Decoder(self.layers(z_dim, h, d), self.decoder_head(h), self.decoder_head(h), var)
         self.to(memory_format=torch.channels_last)
 
-    def build(self, z_dim: int, h: int, var: float | Literal["train"]) -> tuple[Encoder, Decoder]:
-        raise NotImplementedError
+    def decoder_head(self, h: int) -> nn.Module:
+        """The mean's or the variance's head, whose published names have an index, as in `fc_mu.0`."""
+        return nn.Sequential(Conv2d(h, 1, 1))
 
     def encode(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of r(z|w), each (n, z_dim, 1, 1), for kernels w of shape (n, 1, k, k)."""
@@ -128,7 +137,7 @@ class KernelVAE(nn.Module):
 
     def sample_means(self, n: int) -> Tensor:
         """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise."""
-        return torch.cat([self.decode(block)[0] for block in self._sample_codes(n).split(1024)])
+        return torch.cat([self.decode(block)[0] for block in self._sample_codes(n).split(BLOCK)])
 
     def _sample_codes(self, n: int) -> Tensor:
         weight = self.encoder.fc_mu.weight
@@ -139,14 +148,16 @@ class VAE7x7(KernelVAE):
     """7x7 kernels: three unpadded 3x3 convolutions down to 1x1, three transposed ones back."""
 
     kernel_dim = 7
+    variance_head = "fc_var"
 
-    def build(self, z_dim, h, var):
-        features = with_elu(Conv2d(1, h, 3), Conv2d(h, 2 * h, 3), Conv2d(2 * h, 2 * h, 3))
-        encoder = Encoder(features, 2 * h, z_dim, "fc_var")
-        layers = with_elu(
-            ConvTranspose2d(z_dim, 2 * h, 3), ConvTranspose2d(2 * h, 2 * h, 3), ConvTranspose2d(2 * h, h, 3)
-        )
-        return encoder, Decoder(layers, Conv2d(h, 1, 1), Conv2d(h, 1, 1), var)
+    def features(self, h, d):
+        return with_elu(Conv2d(1, h, 3), Conv2d(h, d, 3), Conv2d(d, d, 3))
+
+    def layers(self, z_dim, h, d):
+        return with_elu(ConvTranspose2d(z_dim, d, 3), ConvTranspose2d(d, d, 3), ConvTranspose2d(d, h, 3))
+
+    def decoder_head(self, h):
+        return Conv2d(h, 1, 1)  # published without an index
 
 
 class VAE5x5(KernelVAE):
@@ -154,22 +165,11 @@ class VAE5x5(KernelVAE):
 
     kernel_dim = 5
 
-    def build(self, z_dim, h, var):
-        features = with_elu(
-            Conv2d(1, h, 3, padding=1),
-            Conv2d(h, h, 3, padding=1),
-            Conv2d(h, 2 * h, 3),
-            Conv2d(2 * h, 2 * h, 3),
-        )
-        encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")
-        layers = with_elu(
-            Conv2d(z_dim, 2 * h, 1),
-            ConvTranspose2d(2 * h, 2 * h, 3),
-            ConvTranspose2d(2 * h, 2 * h, 3),
-            Conv2d(2 * h, h, 1),
-        )
-        heads = (nn.Sequential(Conv2d(h, 1, 1)) for _ in range(2))
-        return encoder, Decoder(layers, *heads, var)
+    def features(self, h, d):
+        return with_elu(Conv2d(1, h, 3, padding=1), Conv2d(h, h, 3, padding=1), Conv2d(h, d, 3), Conv2d(d, d, 3))
+
+    def layers(self, z_dim, h, d):
+        return with_elu(Conv2d(z_dim, d, 1), ConvTranspose2d(d, d, 3), ConvTranspose2d(d, d, 3), Conv2d(d, h, 1))
 
 
 class VAE3x3(KernelVAE):
@@ -177,12 +177,11 @@ class VAE3x3(KernelVAE):
 
     kernel_dim = 3
 
-    def build(self, z_dim, h, var):
-        features = with_elu(Conv2d(1, h, 3, padding=1), Conv2d(h, h, 3, padding=1), Conv2d(h, 2 * h, 3))
-        encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")
-        layers = with_elu(Conv2d(z_dim, 2 * h, 1), ConvTranspose2d(2 * h, h, 3), Conv2d(h, h, 1))
-        heads = (nn.Sequential(Conv2d(h, 1, 1)) for _ in range(2))
-        return encoder, Decoder(layers, *heads, var)
+    def features(self, h, d):
+        return with_elu(Conv2d(1, h, 3, padding=1), Conv2d(h, h, 3, padding=1), Conv2d(h, d, 3))
+
+    def layers(self, z_dim, h, d):
+        return with_elu(Conv2d(z_dim, d, 1), ConvTranspose2d(d, h, 3), Conv2d(h, h, 1))
 
 
 class VAE16x16(KernelVAE):
@@ -190,20 +189,16 @@ class VAE16x16(KernelVAE):
 
     kernel_dim = 16
 
-    def build(self, z_dim, h, var):
-        features = nn.Sequential(
-            *(
-                module
-                for a, b in ((1, h), (h, 2 * h), (2 * h, 2 * h), (2 * h, 2 * h))
-                for module in (nn.ReflectionPad2d(1), Conv2d(a, b, 3), nn.MaxPool2d(2), ELU())
-            )
+    def features(self, h, d):
+        layers = []
+        for inputs, outputs in ((1, h), (h, d), (d, d), (d, d)):
+            layers += [nn.ReflectionPad2d(1), Conv2d(inputs, outputs, 3), nn.MaxPool2d(2), ELU()]
+        return nn.Sequential(*layers)
+
+    def layers(self, z_dim, h, d):
+        return with_elu(
+            Conv2d(z_dim, d, 1),
+            ConvTranspose2d(d, d, 4, stride=2),
+            ConvTranspose2d(d, d, 4, stride=2, padding=1),
+            ConvTranspose2d(d, h, 4, stride=2, padding=1),
         )
-        encoder = Encoder(features, 2 * h, z_dim, "fc_sigma")
-        layers = with_elu(
-            Conv2d(z_dim, 2 * h, 1),
-            ConvTranspose2d(2 * h, 2 * h, 4, stride=2),
-            ConvTranspose2d(2 * h, 2 * h, 4, stride=2, padding=1),
-            ConvTranspose2d(2 * h, h, 4, stride=2, padding=1),
-        )
-        heads = (nn.Sequential(Conv2d(h, 1, 1)) for _ in range(2))
-        return encoder, Decoder(layers, *heads, var)

@@ -74,8 +74,7 @@ def test_initializations_from_sources(kind, sandbox, vae_folder, flow_folder, sc
         )
     )
     net = build_network("fconv", "vanilla", args.hid_dim)
-    lists = {source: getattr(args, f"{source}_list") for source in SOURCES}
-    sources = utils.load_sources((7, 5), args.init_list, [], lists, torch.device("cpu"))
+    sources = utils.load_sources(args, torch.device("cpu"))
     torch.manual_seed(0)
     init_network(net, args.init_list, sources)
     if kind == "filters":

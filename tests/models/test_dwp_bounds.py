@@ -13,18 +13,20 @@ from models.priors import DeepWeightPrior
 from tests.models.reference import monte_carlo
 
 
+class Function(nn.Module):
+    """A function as a module without parameters."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
 class TanhVAE:
     """A VAE of 1x1 kernels with one code, whose integrals a quadrature gives: p(w|z) = N(tanh(z), 0.1 + 0.05 z^2)."""
 
     kernel_dim = 1
-
-    @staticmethod
-    def encoder(w):
-        return 0.8 * w, 0.3 + 0.1 * torch.sigmoid(w)
-
-    @staticmethod
-    def decoder(z):
-        return torch.tanh(z), 0.1 + 0.05 * z**2
+    encoder = Function(lambda w: (0.8 * w, 0.3 + 0.1 * torch.sigmoid(w)))
+    decoder = Function(lambda z: (torch.tanh(z), 0.1 + 0.05 * z**2))
 
 
 def test_the_mean_of_the_kl_is_the_integral():
@@ -80,13 +82,10 @@ class LinearVAE:
     """A VAE of 1x1 kernels with one code, whose integrals a quadrature gives: p(w|z) = N(1.5 z, 0.2 + 0.1 z^2)."""
 
     kernel_dim = 1
+    decoder = Function(lambda z: (1.5 * z, 0.2 + 0.1 * z**2))
 
     def __init__(self):
         self.encoder = LinearEncoder().requires_grad_(False)
-
-    @staticmethod
-    def decoder(z):
-        return 1.5 * z, 0.2 + 0.1 * z**2
 
 
 MEAN, LOG_VARIANCE = 0.7, math.log(0.3**2)
