@@ -92,11 +92,15 @@ def connected(address: str) -> Iterator[ModuleType]:
 
         handler = signal.getsignal(signal.SIGTERM)
         stack.callback(ray.shutdown)
+        # Ray's processes inherit the mask, so a terminal that closes does not kill them under the trials.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             ray.init(address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
             label = f"--address: {address}" if address else "Ray"
             raise UserError(f"{label}: {error}, expected a Ray that answers, and its token") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if signal.getsignal(signal.SIGTERM) is not handler:  # Ray's own handler leaves some of its processes alive
             signal.signal(signal.SIGTERM, handler)
         yield ray

@@ -31,7 +31,10 @@ def split_options(words: Sequence[str]) -> tuple[list[str], list[tuple[str, list
 
 
 def values_of(option: str, words: Sequence[str]) -> list[list[str]]:
-    """The values to try of an option, each a list of words; a word `a..b` is a range. Raises UserError."""
+    """The values to try of an option, each a list of words. Raises UserError.
+
+    A word `a..b` is a range, an existing path is one word, and any other word is split as a shell splits it.
+    """
     values = []
     for word in words:
         ends = re.fullmatch(r"(\d+)\.\.(\d+)", word)
@@ -39,7 +42,8 @@ def values_of(option: str, words: Sequence[str]) -> list[list[str]]:
         if not low <= high < low + MAX_TRIALS:
             raise UserError(f"{option}: found {word}, expected a range from low to high, of at most {MAX_TRIALS}")
         try:
-            values += [[str(i)] for i in range(low, high + 1)] if ends else [shlex.split(word)]
+            split = [word] if os.path.exists(word) else shlex.split(word)
+            values += [[str(i)] for i in range(low, high + 1)] if ends else [split]
         except ValueError as error:
             raise UserError(f"{option}: found {word!r} ({error}), expected words") from None
     if not values:
@@ -50,7 +54,7 @@ def values_of(option: str, words: Sequence[str]) -> list[list[str]]:
 def grid_file(path: str) -> list[tuple[str, list[str]]]:
     """The options in a YAML file of lines like `seed: 0..99` or `prior_list: [vae vae, sn sn]`. Raises UserError."""
     with user_error("--grid"):
-        content = read_yaml(path)
+        content = read_yaml(path, as_text=True)
     for name, value in content.items():
         if isinstance(value, dict) or value is None:
             raise UserError(f"--grid {path}: {name}: found {value}, expected a value or a list of values")

@@ -52,6 +52,17 @@ def test_an_output_that_fails_ends_nothing(command, failed, sandbox):
     assert_finished(only_root(sandbox), failed)
 
 
+def test_an_experiment_whose_output_fails(sandbox, kernel_folder):
+    """What it prints, the names of its files, is lost; the files are not."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    argv = ["-m", "experiments.plot_kernels", "--conv", kernel_folder(3), "--out", str(sandbox / "figures")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert list((sandbox / "figures").glob("*.png"))
+
+
 def test_a_path_that_the_output_cannot_encode(sandbox):
     code, out = shell('"$0" "$@"', PYTHONIOENCODING="ascii", DWP_PATH=str(sandbox / "Müller"))
     assert code == 0 and "M\\xfcller" in out and "Traceback" not in out

@@ -26,10 +26,12 @@ EPOCHS = 6  # of the trainings that are held
 
 @pytest.fixture(scope="module", autouse=True)
 def interrupts():
-    """SIGINT is not ignored, as it is where a shell started the tests in the background; processes inherit that."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """SIGINT and SIGHUP are not ignored, as in the background or under nohup; processes inherit that."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ def test_a_stopped_sweep_counts_the_finished_trials(signals, sandbox, other_scri
 
 
 @NEEDS_RAY
-def test_ctrl_c_and_continue(sandbox, small_vae, holding, request):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_sweep_continues(number, sandbox, small_vae, holding, request):
+    """Stopped by Ctrl-C, or by a terminal that closes: then its output fails as well."""
     mark, folder = secrets.token_hex(8), sandbox / "logs" / "sweeps" / "both"
     request.addfinalizer(lambda: kill_marked(mark))
     argv = ["train-vae.py", "--seed", "0..1", "--name", "both", "--cpus", "0.5", "--", *small_vae]
@@ -92,10 +94,19 @@ def test_ctrl_c_and_continue(sandbox, small_vae, holding, request):
     assert b"RAY_AUTH_MODE=token" in environment
     temporary = Path(next(word for word in processes[gcs].split() if word.startswith("--log_dir=/tmp/ray-"))[10:])
     assert temporary.exists()
-    os.killpg(process.pid, signal.SIGINT)
-    code, _, err = end(process)
-    assert code == 130 and len(err.splitlines()) == 1, err
-    assert "0 of 2 trials are finished; continue with: " in err
+    if number == signal.SIGHUP:
+        process.stdout.close()
+        process.stderr.close()
+    os.killpg(process.pid, number)
+    if number == signal.SIGINT:
+        code, _, err = end(process)
+        assert len(err.splitlines()) == 1 and "0 of 2 trials are finished; continue with: " in err, err
+        command = shlex.split(err.split("continue with: ")[1])
+        assert command[:3] == ["python", "-m", "sweeps"]
+        argv = command[3:]
+    else:
+        code = process.wait(timeout=HANG)
+    assert code == 128 + number
     wait_until(lambda: not marked(mark))
     assert not temporary.parent.parent.exists()
     records = [trial.record() for trial in read_sweep(folder)]
@@ -104,10 +115,14 @@ def test_ctrl_c_and_continue(sandbox, small_vae, holding, request):
         assert yaml.safe_load(Path(record["root"], "state.yaml").read_text())["state"] == "stopped"
 
     (sandbox / "logs" / "released").touch()
-    command = shlex.split(err.split("continue with: ")[1])
-    assert command[:3] == ["python", "-m", "sweeps"]
-    code, out, err = end(start(command[3:], mark, **holding))
-    assert code == 0 and out.endswith("2 of 2 trials are finished\n") and not err
+    process = start(argv, mark, **holding)
+    if number == signal.SIGHUP:
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait(timeout=HANG) == 0
+    else:
+        code, out, err = end(process)
+        assert code == 0 and out.endswith("2 of 2 trials are finished\n") and not err
     for trial, record in zip(read_sweep(folder), records, strict=True):
         assert trial.record() == {**record, "state": "finished", "attempts": 2}
     assert len(list((sandbox / "logs" / "exman-train-vae.py" / "runs").iterdir())) == 2

@@ -4,7 +4,7 @@ import pytest
 
 from runs.directory import ROOT
 from sweeps.__main__ import main
-from sweeps.grid import make_trials, split_options
+from sweeps.grid import grid_file, make_trials, split_options, values_of
 
 GRIDS = [
     (["--seed", "3..5"], ["--seed 3", "--seed 4", "--seed 5"]),
@@ -35,6 +35,36 @@ def test_the_grid_in_a_file(sandbox, capsys):
     assert [line.split("  waiting")[0].strip() for line in lines[2:-1]] == seeds
     assert lines[-1] == "8 trials: 8 waiting"
     assert not (sandbox / "logs").exists()
+
+
+def test_words_of_a_grid_file_are_those_of_a_command_line(sandbox):
+    file = sandbox / "grid.yaml"
+    file.write_text(
+        "prior: no\nclassifier_prior: [none, sn]\nprior_list: [sn no, no no]\nlr: 1e-3\nlogvarinit: [-1e1]\n"
+    )
+    found = dict(grid_file(str(file)))
+    assert found["--prior"] == ["no"] and found["--classifier_prior"] == ["none", "sn"]
+    assert found["--prior_list"] == ["sn no", "no no"] and found["--lr"] == ["1e-3"]
+    trials = make_trials(str(ROOT / "train-bnn.py"), list(found.items()), [])
+    words = ["--prior", "no", "--classifier_prior", "none", "--prior_list", "sn", "no", "--lr", "1e-3"]
+    assert trials[0].argv == (*words, "--logvarinit", "-1e1")
+
+
+@pytest.mark.parametrize("word, value", [("on", "1"), ("yes", "1"), ("true", "1"), ("off", "0"), ("no", "0")])
+def test_a_switch_in_a_grid_file(sandbox, monkeypatch, word, value):
+    """A switch that is spelled as YAML spells it is the trial that 0 or 1 identifies."""
+    monkeypatch.chdir(sandbox)
+    (sandbox / "grid.yaml").write_text(f"aug: {word}\n")
+    [trial] = make_trials(str(ROOT / "train-net.py"), grid_file("grid.yaml"), [])
+    [same] = make_trials(str(ROOT / "train-net.py"), [("--aug", [value])], [])
+    assert trial.key == same.key
+
+
+def test_paths_with_a_space(sandbox, monkeypatch):
+    monkeypatch.chdir(sandbox)
+    (sandbox / "my vaes" / "7").mkdir(parents=True)
+    assert values_of("--x", ["my vaes/7", "'my vaes/7' vae5"]) == [["my vaes/7"], ["my vaes/7", "vae5"]]
+    assert values_of("--x", ["no such/7"]) == [["no", "such/7"]]
 
 
 @pytest.mark.parametrize("text", ["", "script: 3\n", "script: x\ncwd: y\nshared: '\"'\ntrials: {a: b}\n"])
