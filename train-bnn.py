@@ -5,8 +5,6 @@ r"""Train a Bayesian network by variational inference, with a prior for each con
         --prior_list vae vae --eval_freq 100
 """
 
-import math
-
 from models.configs import MODELS, PRIORS
 from runs import options
 from runs.errors import UserError, one_line_errors, user_error
@@ -34,6 +32,7 @@ def parse(argv: list[str] | None = None):
         help="'sn' makes the classifier's linear layers Bayesian under N(0, lamb^2)",
     )
     add("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
+    add("--classifier_lamb", type=POSITIVE, help="standard deviation of the classifier's prior; none: lamb")
     add("--kl_weight", type=number_type(float, 0), default=1.0, help="factor of the KL in the objective")
     add("--dwp_samples", type=WHOLE, default=1, help="draws of w per kernel and step, for 'vae', 'flow', 'sn-mc'")
     add(
@@ -52,6 +51,13 @@ def parse(argv: list[str] | None = None):
     add("--iwae_samples", type=WHOLE, default=8, help="draws of z per w in the bound 'iwae'")
     add("--ens", type=WHOLE, default=10, help="samples of the network in the evaluated ensemble")
     add("--logvarinit", type=number_type(float, -50, 50), default=-10.0, help="initial log variance")
+    add(
+        "--lr_var",
+        type=POSITIVE,
+        help="initial rate of the log variances and of w_alpha; none: lr. Adam moves a parameter by at most about the "
+        "sum of the rates of all steps: half of steps * rate while the rate falls linearly to 0, which has to exceed "
+        "the distance from logvarinit to the posterior's log variance",
+    )
     options.add_run_options(parser)
     args = parser.parse_args(argv)
 
@@ -80,8 +86,9 @@ def main(argv: list[str] | None = None):
     import torch.nn.functional as F
 
     import utils
-    from models.bayes import bayesian_layers, kl_terms, set_mode
+    from models.bayes import bayesian_layers, kl_terms, relative_deviations, set_mode, variance_parameters
     from models.build import build_network, init_network, set_priors
+    from models.metrics import ensemble_log_probs, scores
     from models.priors import NormalPrior
     from runs.checkpoint import load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, seed_all
@@ -98,10 +105,15 @@ def main(argv: list[str] | None = None):
     if args.pretrained:
         load_pretrained(net, args.pretrained)
     for layer in bayesian_layers(net.classifier):
-        layer.prior = NormalPrior(args.lamb)
+        layer.prior = NormalPrior(args.classifier_lamb or args.lamb)
     with user_error("--prior, --prior_list:"):
         set_priors(net, args.priors, sources, vars(args))
-    optimizer = torch.optim.Adam(net.parameters(), lr=args.lr)
+    groups, rates = [{"params": list(net.parameters())}], [args.lr]
+    if args.lr_var:
+        variances = variance_parameters(net)
+        others = [p for p in net.parameters() if all(p is not v for v in variances)]
+        groups, rates = [{"params": others}, {"params": variances}], [args.lr, args.lr_var]
+    optimizer = torch.optim.Adam(groups, lr=args.lr)
     if args.resume and not args.continue_run:
         load_run(args.resume, net, optimizer)
     # NLL, KL and hits, summed over an epoch's images on the device: reading a value would make every step wait for it.
@@ -112,29 +124,39 @@ def main(argv: list[str] | None = None):
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = Stopwatch()
 
-    def evaluate() -> tuple[float, dict[str, float]]:
-        """Mean NLL of the ensemble in nats per image; accuracies of the mean network, one sample and the ensemble."""
+    def log_p(mode: str, samples: int) -> torch.Tensor:
+        """Log probabilities (samples, n, n_classes) of the test set's classes, in a mode of the Bayesian layers."""
+        set_mode(net, mode)
 
-        def log_p(samples: int) -> torch.Tensor:
-            """Log probabilities (samples, n, n_classes) of the test set's classes."""
-            logits = utils.predict(lambda x, g: net.sample_logits(x, samples, g), test, args.test_bs, args.precision)
-            return F.log_softmax(torch.cat(logits, 1).float(), 2)
+        def logits(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            # Every batch has the same draws of the weights.
+            fixed = torch.Generator(device).manual_seed(args.seed) if mode == "weights" else generator
+            return net.sample_logits(x, samples, fixed)
 
-        net.eval()
-        set_mode(net, "det")
-        det = log_p(1)[0]
+        found = utils.predict(logits, test, args.test_bs, args.precision)
         set_mode(net, "stoch")
-        samples = log_p(args.ens)
-        ensemble = samples.logsumexp(0) - math.log(args.ens)
-        hits = [(p.argmax(1) == test.labels).float().mean() for p in (det, samples[0], ensemble)]
-        names = ("det_test_acc", "samp_test_acc", f"ens[{args.ens}]_test_acc")
-        return F.nll_loss(ensemble, test.labels).item(), dict(zip(names, torch.stack(hits).tolist(), strict=True))
+        return F.log_softmax(torch.cat(found, 1).float(), 2)
+
+    def evaluate() -> tuple[dict[str, float], dict[str, float]]:
+        """NLL of the ensemble in nats per image and the accuracies; then the scores that the printed table omits."""
+        net.eval()
+        mean, samples = log_p("det", 1)[0], log_p("stoch", args.ens)
+        with torch.random.fork_rng([]):  # training continues with the same random numbers as without the draws
+            draws = log_p("weights", args.ens)
+        first = (samples[0].argmax(1) == test.labels).float().mean().item()
+        found = {"det": mean, "ensemble": ensemble_log_probs(samples), "draws": ensemble_log_probs(draws)}
+        found = {name: scores(p, test.labels) for name, p in found.items()}
+        accs = {"det_test_acc": found["det"].pop("acc"), "samp_test_acc": first}
+        accs[f"ens[{args.ens}]_test_acc"] = found["ensemble"].pop("acc")
+        more = {f"{name}/{score}": value for name, row in found.items() for score, value in row.items()}
+        more |= {name: value.item() for name, value in relative_deviations(net).items()}
+        return {"test_nll": more.pop("ensemble/nll"), **accs}, more
 
     n = len(train.labels)
     for epoch in run.epochs(args.epochs):
-        lr = options.learning_rate(epoch, args.epochs, args.lr, args.decrease_from, args.milestones, args.gamma)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        schedule = options.learning_rate(epoch, args.epochs, 1.0, args.decrease_from, args.milestones, args.gamma)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule
         net.train()
         for index in run.batches(n, args.bs, MODELS[args.model].least_batch):
             x, y = train.batch(index)
@@ -151,12 +173,13 @@ def main(argv: list[str] | None = None):
             totals += torch.stack([nll.detach() * len(y), kl.detach() * len(y), hits])
 
         if run.should_evaluate(epoch, args.epochs):
-            test_nll, test_accs = evaluate()
+            test_row, more = evaluate()
             train_nll, train_kl, train_acc = (total / n for total in totals.tolist())
             penalty = args.kl_weight * train_kl
             row = {"train_nll": train_nll, "KL": train_kl, "train_loss": n * train_nll + penalty}
+            test_nll = test_row.pop("test_nll")
             row |= {"test_nll": test_nll, "test_loss": n * test_nll + penalty, "train_acc": train_acc}
-            run.log(epoch, **row, **test_accs, lr=lr, sec=watch.lap())
+            run.log(epoch, **row, **test_row, lr=args.lr * schedule, sec=watch.lap(), **more)
             run.save_weights()
         totals.zero_()
     return run

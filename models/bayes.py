@@ -1,7 +1,7 @@
 """Bayesian layers: a factorized Gaussian posterior over the weights, sampled by local reparameterization.
 
 A layer owns its posterior and its prior: `layer(x)` gives pre-activations and `layer.kl()` the KL of its weights. For
-a whole network, `set_mode` switches between sampling and means, and `kl(net)` is the KL.
+a whole network, `set_mode` switches between noise, means and draws of the weights, and `kl(net)` is the KL.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,8 @@ from models.priors import NoPrior, Prior, log_square
 
 VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where all inputs are 0
 W_ALPHA_INIT = -2.0
+
+Mode = Literal["stoch", "det", "weights"]
 
 
 def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -34,7 +36,8 @@ class BayesLayer(nn.Module):
 
         m = conv(x, mean) + bias,   v = conv(x^2, variance),   output = m + sqrt(v + 1e-12) * eps,
 
-    and in the mode "det" the output is m. The layer `mean`, of torch, holds the posterior's mean and the bias.
+    and in the mode "det" the output is m. In the mode "weights" a call draws the weights once, for all its inputs: one
+    conv instead of two and the noise. The layer `mean`, of torch, holds the posterior's mean and the bias.
 
     Parameters
     ----------
@@ -55,10 +58,10 @@ class BayesLayer(nn.Module):
         else:
             self.var = nn.ParameterDict({"weight": torch.full_like(self.mean.weight, log_variance)})
         self.prior: Prior = NoPrior()
-        self.mode: Literal["stoch", "det"] = "stoch"
+        self.mode: Mode = "stoch"
 
-    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The layer's linear map of x with these weights, without bias."""
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer's linear map of x with these weights."""
         raise NotImplementedError
 
     def log_variance(self) -> Tensor:
@@ -71,6 +74,10 @@ class BayesLayer(nn.Module):
         """Pre-activations for inputs x, with the shapes of the layer `mean`; noise from `generator`, else torch's."""
         if self.mode == "det":
             return self.mean(x)
+        if self.mode == "weights":
+            mean = self.mean.weight
+            weight = torch.addcmul(mean, (0.5 * self.log_variance()).exp(), noise_like(mean, generator))
+            return self.linear_map(x, weight, self.mean.bias)
         m, deviation = self.moments(x)
         return torch.addcmul(m, deviation, noise_like(m, generator))
 
@@ -92,9 +99,9 @@ class BayesConv2d(BayesLayer):
 
     mean_class = nn.Conv2d
 
-    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolution of x (n, in, h, w), padded as `mean` pads: of x^2 the padding is that of x, squared."""
-        return self.mean._conv_forward(x, weight, None)
+        return self.mean._conv_forward(x, weight, bias)
 
 
 class BayesLinear(BayesLayer):
@@ -102,9 +109,9 @@ class BayesLinear(BayesLayer):
 
     mean_class = nn.Linear
 
-    def linear_map(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Product of x (n, in) with the weights."""
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
 
 
 def bayesian_layers(net: nn.Module) -> list[BayesLayer]:
@@ -112,10 +119,32 @@ def bayesian_layers(net: nn.Module) -> list[BayesLayer]:
     return [module for module in net.modules() if isinstance(module, BayesLayer)]
 
 
-def set_mode(net: nn.Module, mode: Literal["stoch", "det"]) -> None:
-    """Let every Bayesian layer sample ("stoch") or use the posterior's mean ("det")."""
+def set_mode(net: nn.Module, mode: Mode) -> None:
+    """Let every Bayesian layer add noise to pre-activations ("stoch"), use the mean ("det"), or draw its weights."""
     for layer in bayesian_layers(net):
         layer.mode = mode
+
+
+def variance_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that give the posterior's variances: log variances, or `w_alpha` of a truncated posterior."""
+    return [layer.w_alpha if layer.truncated else layer.var["weight"] for layer in bayesian_layers(net)]
+
+
+@torch.no_grad()
+def relative_deviations(net: nn.Module) -> dict[str, Tensor]:
+    """How far the posterior's deviations are from 0 and from the prior's, as scalars by the layer's name.
+
+    "<layer>/dev_to_mean" is the median over the weights of deviation / |mean|, and "<layer>/dev_to_prior" the median of
+    deviation / deviation under the prior, for a prior that has one.
+    """
+    found = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, BayesLayer):
+            deviation = (0.5 * layer.log_variance().float()).exp()
+            found[f"{name}/dev_to_mean"] = (deviation / layer.mean.weight.float().abs().clamp(min=1e-30)).median()
+            if (expected := layer.prior.deviation()) is not None:
+                found[f"{name}/dev_to_prior"] = (deviation / expected).median()
+    return found
 
 
 def run_layers(layers: Sequence[nn.Module], x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -131,9 +160,9 @@ def sample_outputs(
     """Yield outputs of a chain of layers for `samples` draws, distributed as in separate calls.
 
     The layers before the first random one, and mean and deviation of a Bayesian one, do not depend on the draw and are
-    computed once. Random layers are Bayesian ones in the mode "stoch", whose pre-activations are drawn, and dropout in
-    training mode. A chain without one gives the same output `samples` times. The noise of Bayesian layers comes from
-    `generator`, or from torch's global one; dropout draws from the global one.
+    computed once. Random layers are Bayesian ones that are not in the mode "det", and dropout in training mode. A chain
+    without one gives the same output `samples` times. The noise of Bayesian layers comes from `generator`, or from
+    torch's global one; dropout draws from the global one.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":
@@ -143,7 +172,8 @@ def sample_outputs(
                 h = torch.addcmul(m, deviation, noise, out=None if torch.is_grad_enabled() else noise)
                 yield run_layers(layers[i + 1 :], h, generator)
             return
-        if isinstance(layer, nn.Dropout) and layer.training:
+        drawn = isinstance(layer, BayesLayer) and layer.mode == "weights"
+        if drawn or (isinstance(layer, nn.Dropout) and layer.training):
             for _ in range(samples):
                 yield run_layers(layers[i:], x, generator)
             return

@@ -59,6 +59,10 @@ class Prior(nn.Module):
         """KL(q || p), a scalar in nats; an estimate for a `SampledPrior`."""
         raise NotImplementedError
 
+    def deviation(self) -> Tensor | None:
+        """Standard deviation of each weight under the prior, a scalar or (k, k); None of a prior that has none."""
+        return None
+
 
 class NoPrior(Prior):
     """No KL term: the posterior follows the likelihood alone."""
@@ -78,6 +82,10 @@ class NormalPrior(Prior):
     def kl(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         """KL(q || N(0, scale^2)), a scalar in nats; the KL does not change when both are divided by the scale."""
         return kl_to_standard_normal(mean / self.scale, log_variance.exp() / self.scale**2).sum()
+
+    def deviation(self) -> Tensor:
+        """The scale."""
+        return torch.tensor(self.scale)
 
 
 class LogUniformPrior(Prior):
@@ -141,6 +149,11 @@ class GaussPrior(Prior):
         white = ((mean - self.centre) @ self.whitening).square().sum()
         trace = (log_variance.exp() @ self.whitening.square().sum(1)).sum()
         return 0.5 * (trace + white + len(mean) * self.log_det - log_variance.sum() - mean.numel())
+
+    def deviation(self) -> Tensor:
+        """The square root of the covariance's diagonal, (k, k)."""
+        deviation = self.covariance.diagonal().sqrt()
+        return deviation.view(math.isqrt(len(deviation)), -1)
 
 
 class KnownGradients(torch.autograd.Function):
@@ -234,6 +247,10 @@ class SampledNormalPrior(SampledPrior):
         variance = torch.full((), self.scale**2, dtype=w.dtype, device=w.device)
         return -gaussian_log_prob(w, torch.zeros_like(variance), variance).sum()
 
+    def deviation(self) -> Tensor:
+        """The scale."""
+        return torch.tensor(self.scale)
+
 
 class FlowPrior(SampledPrior):
     """A normalizing flow (see `utils.load_flow`) over kernels of the layer's size; its density is exact."""
@@ -244,6 +261,14 @@ class FlowPrior(SampledPrior):
     def cross_entropy(self, w: Tensor) -> Tensor:
         """-log p(w) under the flow, summed, in nats."""
         return -self.frozen["flow"].log_prob(w).sum()
+
+    @torch.no_grad()
+    def deviation(self) -> Tensor:
+        """The deviation (k, k) over `BLOCK` samples, which are the same in each call."""
+        device = self.frozen["flow"].scale.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            return self.frozen["flow"].sample(BLOCK).std(0)[0]
 
 
 class DeepWeightPrior(SampledPrior):
@@ -278,6 +303,7 @@ class DeepWeightPrior(SampledPrior):
         super().__init__(samples, kernels, encoder=vae.encoder, decoder=vae.decoder)
         self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_() if reverse == "train" else None
         self.kernel_dim = vae.kernel_dim
+        self.z_dim = vae.z_dim
         self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 of KL_aux
 
     @property
@@ -289,6 +315,14 @@ class DeepWeightPrior(SampledPrior):
     def decoder(self) -> nn.Module:
         """p(w|z)."""
         return self.frozen["decoder"]
+
+    @torch.no_grad()
+    def deviation(self) -> Tensor:
+        """The deviation (k, k) by the law of total variance, over `BLOCK` codes z that are the same in each call."""
+        z = torch.randn(BLOCK, self.z_dim, 1, 1, generator=torch.Generator().manual_seed(0))
+        parameter = next(self.decoder.parameters())
+        mean, variance = self.decoder(z.to(parameter))
+        return (mean.var(0) + variance.mean(0)).sqrt()[0]
 
     def cross_entropy(self, w: Tensor) -> Tensor:
         """An estimate of an upper bound of -log p(w), summed, in nats. Raises ValueError for another kernel size."""

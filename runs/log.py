@@ -49,7 +49,11 @@ def csv_text(rows: Sequence[dict], header: bool = True) -> str:
 
 
 def table_text(row: Row, header: bool) -> str:
-    """A row of the printed table, below the line of the columns' names where `header` is true."""
+    """A row of the printed table, below the line of the columns' names where `header` is true.
+
+    The table omits columns with a slash in their name, because it would be too wide for a terminal.
+    """
+    row = {name: value for name, value in row.items() if "/" not in name}
     table = tabulate.tabulate([list(row.values())], list(row), tablefmt="simple", floatfmt="9.4g")
     return table if header else table.split("\n")[-1]
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95  # of the confidence intervals
 STATES = ("running", "stopped", "finished")
-BEST = {"acc": max, "elbo": max, "_ll": max, "nll": min, "loss": min}  # by the end of a column's name
+BEST = {
+    "acc": max,
+    "elbo": max,
+    "_ll": max,
+    "nll": min,
+    "loss": min,
+    "/ece": min,
+    "/brier": min,
+}  # by the end of a column's name
 DTYPES = (({int}, "Int64"), ({int, float}, "float64"), ({bool}, "boolean"))  # of columns with values of these types
 
 

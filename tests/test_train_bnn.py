@@ -1,5 +1,6 @@
 """train-bnn.py, end to end on small data: log, files, objective, and runs that start from other runs."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from tests.conftest import SMALL, network_argv, read_log, without_times
 
 COLUMNS = ["t", "train_nll", "KL", "train_loss", "test_nll", "test_loss", "train_acc"]
 COLUMNS += ["det_test_acc", "samp_test_acc", "ens[3]_test_acc", "lr", "sec"]
+SCORES = [*(f"det/{s}" for s in ("nll", "ece", "brier")), "ensemble/ece", "ensemble/brier"]
+SCORES += [f"draws/{s}" for s in ("acc", "nll", "ece", "brier")]
 
 
 def vae_argv(vae_folder, prior):
@@ -25,7 +28,9 @@ def test_train_bnn(script, sandbox, vae_folder, prior):
     argv = [*SMALL, *vae_argv(vae_folder, prior), "--num_examples", "20", "--ens", "3", "--kl_kernels", "5"]
     run = script("train-bnn.py").main(argv)
     rows = read_log(run.root)
-    assert list(rows[0]) == COLUMNS and [row["t"] for row in rows] == [1, 2]
+    kinds = ["dev_to_mean"] if prior == "no" else ["dev_to_mean", "dev_to_prior"]
+    layers = [f"features.{layer}/{kind}" for layer in ("conv1", "conv2") for kind in kinds]
+    assert list(rows[0]) == [*COLUMNS, *SCORES, *layers] and [row["t"] for row in rows] == [1, 2]
     last = rows[-1]
     assert all(np.isfinite(list(last.values())))
     assert last["train_loss"] == pytest.approx(20 * last["train_nll"] + last["KL"], rel=1e-5)
@@ -40,7 +45,8 @@ def test_train_bnn(script, sandbox, vae_folder, prior):
     base = sandbox / "logs" / "exman-train-bnn.py"
     assert run.root.parent == base / "runs"
     assert yaml.safe_load((base / "index" / f"{run.root.name}.yaml").read_text()) == params
-    assert (run.root / "train-bnn.py-logs.out").read_text().split()[0] == "t"
+    header = (run.root / "train-bnn.py-logs.out").read_text().split("\n")[0]
+    assert header.split() == COLUMNS, "the scores would make the printed table too wide"
 
 
 def test_the_objective_is_n_times_nll_plus_kl(script, sandbox):
@@ -139,6 +145,33 @@ def test_milestones_and_kl_weight(small_inputs, script):
     assert [row["lr"] for row in run.rows] == pytest.approx([1e-3, 1e-4, 1e-5, 1e-5])
     row = run.rows[-1]
     assert row["train_loss"] == pytest.approx(20 * row["train_nll"] + 0.25 * row["KL"])
+
+
+def test_the_rate_of_the_variances(small_inputs, script):
+    """One step of Adam moves a parameter by its rate, or not at all where its gradient is 0."""
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "xavier", 1), "--bs", "20", "--ens", "1", "--lamb", "0.5"]
+    run = script("train-bnn.py").main([*argv, "--lr_var", "0.25", "--classifier_prior", "sn", "--classifier_lamb", "2"])
+    state = torch.load(run.root / "model.torch", weights_only=True)
+    for layer in ("features.conv1", "features.conv2", "classifier"):
+        torch.testing.assert_close(state[f"{layer}.var.weight"], torch.full_like(state[f"{layer}.var.weight"], -9.75))
+    last, deviation = run.rows[-1], math.exp(-9.75 / 2)
+    assert last["lr"] == 1e-3 and last["features.conv1/dev_to_prior"] == pytest.approx(deviation / 0.5)
+    assert last["classifier/dev_to_prior"] == pytest.approx(deviation / 2)
+
+
+def test_a_truncated_posterior_has_the_rate_too(small_inputs, script):
+    argv = [*network_argv(small_inputs, "fconv", "bayes-mtrunca", "xavier", 1), "--bs", "20", "--ens", "1"]
+    run = script("train-bnn.py").main([*argv, "--lr_var", "0.25", "--prior", "loguniform"])
+    w_alpha = torch.load(run.root / "model.torch", weights_only=True)["features.conv1.w_alpha"]
+    torch.testing.assert_close((w_alpha + 2).abs(), torch.full_like(w_alpha, 0.25))
+
+
+def test_without_noise_all_predictions_are_the_mean_networks(small_inputs, script):
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "xavier", 1), "--logvarinit", "-50", "--ens", "2"]
+    row = script("train-bnn.py").main(argv).rows[-1]
+    for score, published in (("nll", "test_nll"), ("ece", "ensemble/ece"), ("brier", "ensemble/brier")):
+        assert row[f"det/{score}"] == pytest.approx(row[published], rel=1e-4) == row[f"draws/{score}"]
+    assert row["draws/acc"] == row["det_test_acc"]
 
 
 def test_a_trained_reverse_model_is_saved_and_resumed(small_inputs, script):

@@ -7,7 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.bayes import BayesConv2d, BayesLinear, sample_outputs, set_mode
+from models.bayes import (
+    BayesConv2d,
+    BayesLinear,
+    kl,
+    relative_deviations,
+    sample_outputs,
+    set_mode,
+    variance_parameters,
+)
 from models.priors import LogUniformPrior, NormalPrior
 
 
@@ -27,6 +35,95 @@ def test_local_reparameterization_has_the_moments_of_sampled_weights():
         assert ((ours.var(0) / sampled.var(0) - 1).abs() < 5 * 2 / math.sqrt(n)).all()
         set_mode(layer, "det")
         torch.testing.assert_close(layer(x), F.conv2d(x, layer.mean.weight, layer.mean.bias))
+
+
+@pytest.mark.parametrize(
+    "make, shape", [(lambda: BayesConv2d(2, 3, 3), (5, 2, 6, 6)), (lambda: BayesLinear(8, 4), (5, 8))]
+)
+def test_draws_of_the_weights(make, shape):
+    """Their outputs have the moments of noise on pre-activations; one draw is the same for every image of a call."""
+    torch.manual_seed(0)
+    layer, x, n = make(), torch.randn(shape), 20000
+    with torch.no_grad():
+        layer.var["weight"].uniform_(-3, -1)
+        m, deviation = layer.moments(x)
+        set_mode(layer, "weights")
+        draws = torch.stack([layer(x) for _ in range(n)])
+        assert ((draws.mean(0) - m).abs() < 5 * deviation / math.sqrt(n)).all()
+        assert ((draws.std(0) / deviation - 1).abs() < 5 / math.sqrt(2 * n)).all()
+        twice, (again,) = layer(torch.cat([x, x])), sample_outputs([layer], x, 1, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(twice[:5], twice[5:])
+        torch.testing.assert_close(again, layer(x, torch.Generator().manual_seed(3)))
+
+
+def test_draws_of_the_weights_of_a_network():
+    """Each draw is of all layers, and other draws are independent of it."""
+    torch.manual_seed(0)
+    layers = [BayesConv2d(1, 2, 3, log_variance=-1.0), torch.nn.Flatten(), BayesLinear(32, 3, log_variance=-1.0)]
+    net = torch.nn.Sequential(*layers)
+    set_mode(net, "weights")
+    x = torch.rand(4, 1, 6, 6)
+    a, b = sample_outputs(layers, x, 2)
+    assert not torch.allclose(a, b)
+    assert (a == torch.stack(list(sample_outputs(layers, x, 1)))).logical_not().any()
+
+
+def regression_posterior(lr_var: float) -> tuple[torch.Tensor, ...]:
+    """Means and log variances that 1,000 steps of Adam give a linear regression, and the best ones in closed form.
+
+    y = X w + N(0, s^2) and w ~ N(0, 1) have the precision P = X'X / s^2 + I. Among factorized Gaussians the one closest
+    to the posterior has the posterior's mean and the variances 1 / P_ii (Bishop 2006, eq. 10.12-10.15).
+    """
+    torch.manual_seed(0)
+    n, d, s = 40, 6, 0.3
+    x = torch.randn(n, d, dtype=torch.float64)
+    y = x @ (0.4 * torch.rand(d, dtype=torch.float64) - 0.2) + s * torch.randn(n, dtype=torch.float64)
+    precision = x.T @ x / s**2 + torch.eye(d)
+    best = torch.linalg.solve(precision, x.T @ y / s**2), -precision.diagonal().log()
+
+    layer = BayesLinear(d, 1, bias=False).double()
+    layer.prior = NormalPrior(1.0)
+    torch.nn.init.zeros_(layer.mean.weight)
+    variances = variance_parameters(layer)
+    optimizer = torch.optim.Adam([{"params": [layer.mean.weight]}, {"params": variances}])
+    steps = 1000
+    for t in range(steps):
+        for group, rate in zip(optimizer.param_groups, (1e-3, lr_var), strict=True):
+            group["lr"] = rate * (1 - t / steps)
+        optimizer.zero_grad()
+        ((y - layer(x)[:, 0]).square().sum() / (2 * s**2) + kl(layer)).backward()
+        optimizer.step()
+    return layer.mean.weight[0].detach(), layer.log_variance()[0].detach(), *best
+
+
+def test_a_rate_of_their_own_fits_the_variances():
+    means, log_variances, best_means, best_log_variances = regression_posterior(lr_var=0.02)
+    deviations = (0.5 * best_log_variances).exp()
+    assert ((means - best_means).abs() < 0.2 * deviations).all()
+    assert ((log_variances - best_log_variances).abs() < 0.15).all()
+
+
+def test_with_the_published_rate_variances_stay_near_their_start():
+    """Adam moves a parameter by at most about the sum of the rates, here 0.5; -10 is 4 from the posterior's."""
+    means, log_variances, best_means, best_log_variances = regression_posterior(lr_var=1e-3)
+    deviations = (0.5 * best_log_variances).exp()
+    assert ((means - best_means).abs() < 0.2 * deviations).all()
+    assert (log_variances < -9.4).all() and (best_log_variances > -7).all()
+
+
+def test_relative_deviations():
+    net = torch.nn.Sequential(BayesConv2d(1, 2, 3, log_variance=-2.0), BayesLinear(3, 3, log_variance=-4.0))
+    net[0].prior = NormalPrior(0.5)
+    with torch.no_grad():
+        net[0].mean.weight.fill_(-0.25)
+        net[1].mean.weight.copy_(torch.arange(1.0, 10.0).view(3, 3))
+    expected = {
+        "0/dev_to_mean": math.exp(-1) / 0.25,
+        "0/dev_to_prior": math.exp(-1) / 0.5,
+        "1/dev_to_mean": math.exp(-2) / 5,
+    }
+    found = {name: value.item() for name, value in relative_deviations(net).items()}
+    assert found == pytest.approx(expected)
 
 
 def test_samples_of_layers_that_are_not_bayesian():

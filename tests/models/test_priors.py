@@ -7,7 +7,17 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from models.priors import GaussPrior, LogUniformPrior, NoPrior, NormalPrior, SampledNormalPrior
+from models.build import build_vae
+from models.flow import KernelFlow
+from models.priors import (
+    DeepWeightPrior,
+    FlowPrior,
+    GaussPrior,
+    LogUniformPrior,
+    NoPrior,
+    NormalPrior,
+    SampledNormalPrior,
+)
 from tests.models.reference import monte_carlo
 
 
@@ -80,3 +90,18 @@ def test_log_uniform_kl_of_a_large_variance_and_the_formula():
         sigmoid = 1 / (1 + math.exp(-(1.87320 + 1.48695 * math.log(alpha))))
         expected = 0.63576 * (1 - sigmoid) + 0.5 * math.log(1 + 1 / alpha)
         assert LogUniformPrior().kl(mean, torch.log(alpha * mean**2)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_deviations_under_the_priors():
+    """Against the deviation of many samples, which some priors estimate from few; others have no deviation."""
+    torch.manual_seed(0)
+    vae, flow, filters = build_vae(5, 2, 4), KernelFlow(3, 8, 2), torch.randn(500, 1, 3, 3) * torch.rand(3, 3)
+    flow.standardize(filters)
+    with torch.no_grad():
+        samples = {DeepWeightPrior(vae): vae.sample(100000), FlowPrior(flow): flow.sample(100000)}
+    samples |= {GaussPrior(filters): filters, SampledNormalPrior(0.3): 0.3 * torch.randn(100000)}
+    before = torch.get_rng_state()
+    for prior, drawn in samples.items():
+        torch.testing.assert_close(prior.deviation(), drawn.std(0).squeeze(), rtol=0.1, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert NoPrior().deviation() is None and LogUniformPrior().deviation() is None
