@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None):
     import torch.nn.functional as F
 
     import utils
-    from models.bayes import bayesian_layers, kl_terms, relative_deviations, set_mode, variance_parameters
+    from models.bayes import bayesian_layers, kl_terms, relative_deviations, variance_parameters
     from models.build import build_network, init_network, set_priors
     from models.metrics import ensemble_log_probs, scores
     from models.priors import NormalPrior
@@ -124,25 +124,14 @@ def main(argv: list[str] | None = None):
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
     watch = Stopwatch()
 
-    def log_p(mode: str, samples: int) -> torch.Tensor:
-        """Log probabilities (samples, n, n_classes) of the test set's classes, in a mode of the Bayesian layers."""
-        set_mode(net, mode)
-
-        def logits(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            # Every batch has the same draws of the weights.
-            fixed = torch.Generator(device).manual_seed(args.seed) if mode == "weights" else generator
-            return net.sample_logits(x, samples, fixed)
-
-        found = utils.predict(logits, test, args.test_bs, args.precision)
-        set_mode(net, "stoch")
-        return F.log_softmax(torch.cat(found, 1).float(), 2)
-
     def evaluate() -> tuple[dict[str, float], dict[str, float]]:
         """NLL of the ensemble in nats per image and the accuracies; then the scores that the printed table omits."""
         net.eval()
-        mean, samples = log_p("det", 1)[0], log_p("stoch", args.ens)
+        settings = (args.test_bs, args.precision, args.seed)
+        mean = utils.predict_log_probs(net, test, "det", 1, *settings)[0]
+        samples = utils.predict_log_probs(net, test, "stoch", args.ens, *settings)
         with torch.random.fork_rng([]):  # training continues with the same random numbers as without the draws
-            draws = log_p("weights", args.ens)
+            draws = utils.predict_log_probs(net, test, "weights", args.ens, *settings)
         first = (samples[0].argmax(1) == test.labels).float().mean().item()
         found = {"det": mean, "ensemble": ensemble_log_probs(samples), "draws": ensemble_log_probs(draws)}
         found = {name: scores(p, test.labels) for name, p in found.items()}

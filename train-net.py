@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None):
     # Imported after parsing, so that errors in arguments appear at once.
     import torch
     import torch.nn.functional as F
+    from torch import nn
 
     import utils
     from models.build import build_network, conv_layers, init_network
@@ -94,6 +95,13 @@ def main(argv: list[str] | None = None):
     run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
+    classify = net
+    layers = list(net.features)
+    if args.rfe and not args.aug and not any(isinstance(layer, nn.BatchNorm2d | nn.Dropout) for layer in layers):
+        # The frozen convs give an image the same features in every epoch.
+        with torch.random.fork_rng([]):
+            train, test = (utils.features_of(net, part, args.test_bs, args.precision) for part in (train, test))
+        classify = forward = net.classifier
     watch = Stopwatch()
 
     def l2_norm() -> torch.Tensor:
@@ -109,7 +117,7 @@ def main(argv: list[str] | None = None):
     def evaluate() -> tuple[float, float]:
         """Mean NLL in nats per image and accuracy on the test set."""
         net.eval()
-        logits = torch.cat(utils.predict(lambda x, _: net(x), test, args.test_bs, args.precision)).float()
+        logits = torch.cat(utils.predict(lambda x, _: classify(x), test, args.test_bs, args.precision)).float()
         net.train()
         hits = logits.argmax(1) == test.labels
         return F.cross_entropy(logits, test.labels).item(), hits.float().mean().item()

@@ -31,7 +31,13 @@ def parse(argv: list[str] | None = None):
     training = parser.add_argument_group("training")
     add = training.add_argument
     add("--num_epochs", type=WHOLE, default=1000, help="passes over the training kernels")
-    add("--lr", type=POSITIVE, default=1e-3, help="initial learning rate; falls linearly to 0")
+    add("--lr", type=POSITIVE, default=1e-3, help="initial learning rate")
+    add(
+        "--lr_schedule",
+        choices=("constant", "linear"),
+        default="constant",
+        help="'linear' lets the rate fall to 0; the published code very likely kept it constant",
+    )
     add("--lr_decay_step", type=WHOLE, help="epochs between multiplications of the rate by decay")
     add("--decay", type=POSITIVE, default=0.5, help="factor of the rate every lr_decay_step epochs")
     add(
@@ -64,7 +70,8 @@ def parse(argv: list[str] | None = None):
 def learning_rate(args, epoch: int) -> float:
     """Adam's rate in epoch 1..num_epochs."""
     steps = (epoch - 1) // args.lr_decay_step if args.lr_decay_step else 0
-    return args.lr * (1 - (epoch - 1) / args.num_epochs) * args.decay**steps
+    fall = 1 - (epoch - 1) / args.num_epochs if args.lr_schedule == "linear" else 1
+    return args.lr * fall * args.decay**steps
 
 
 @one_line_errors

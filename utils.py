@@ -1,4 +1,4 @@
-"""Data sets and the few-shot split; kernels: load, extract, prune; loading of kernel VAEs and flows."""
+"""Data sets, the few-shot split, predictions; kernels: load, extract, prune; loading of VAEs, flows and networks."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.build import build_vae
+from models.bayes import Mode, set_mode
+from models.build import build_network, build_vae
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES, VAES, imported
 from models.flow import KernelFlow
+from models.network import ConvNet
 from models.vae import KernelVAE
-from runs.checkpoint import load_checked, load_state
+from runs.checkpoint import check_state, load_checked, load_state
 from runs.device import autocast
 from runs.directory import data_root
 from runs.errors import UserError, user_error
@@ -30,7 +32,10 @@ TEST_SHARE = 0.2  # share of the kernels in the test set
 
 
 class DataSet(NamedTuple):
-    """Images (n, channels, height, width) as uint8 and labels (n,) as int64, on one device."""
+    """Images (n, channels, height, width) as uint8 and labels (n,) as int64, on one device.
+
+    In place of images it can hold features of them (n, features), as float, for a classifier alone.
+    """
 
     images: Tensor
     labels: Tensor
@@ -39,8 +44,9 @@ class DataSet(NamedTuple):
         return DataSet(self.images[index], self.labels[index])
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at these indices, with pixels as float in [0, 1], and their labels."""
-        return self.images[index].float().div_(255), self.labels[index]
+        """The images at these indices, with pixels as float in [0, 1], or the features; and their labels."""
+        images = self.images[index]
+        return images if images.is_floating_point() else images.float().div_(255), self.labels[index]
 
 
 # --- data sets ----------------------------------------------------------------------------------------------------
@@ -164,6 +170,31 @@ def predict(
             return list(tqdm(results, desc="test", total=len(batches), leave=False, delay=2, disable=None))
     finally:
         torch.set_num_threads(threads)  # the initializer also set it for later threads
+
+
+def predict_log_probs(
+    net: ConvNet, data: DataSet, mode: Mode, samples: int, batch_size: int, precision: str = "fp32", seed: int = 0
+) -> Tensor:
+    """Log probabilities (samples, n, n_classes) of the classes of `data`, with the Bayesian layers in `mode`.
+
+    In the mode "weights" each sample is one draw of the weights for all images, from a generator with this seed. The
+    layers are in the mode "stoch" afterwards.
+    """
+
+    def logits(x: Tensor, generator: torch.Generator) -> Tensor:
+        return net.sample_logits(x, samples, generator.manual_seed(seed) if mode == "weights" else generator)
+
+    set_mode(net, mode)
+    try:
+        return F.log_softmax(torch.cat(predict(logits, data, batch_size, precision), 1).float(), 2)
+    finally:
+        set_mode(net, "stoch")
+
+
+def features_of(net: ConvNet, data: DataSet, batch_size: int, precision: str = "fp32") -> DataSet:
+    """The data with the inputs of the network's classifier in place of images."""
+    features = predict(lambda x, _: net.extract(x), data, batch_size, precision)
+    return DataSet(torch.cat(features).float(), data.labels)
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------
@@ -314,6 +345,28 @@ def load_flow(path: str | Path, device: torch.device | str = "cpu") -> KernelFlo
     params = load_params(path, "flow", "transforms")
     flow = KernelFlow(params["kernel_dim"], params["hidden_dim"], params["transforms"])
     return load_frozen(flow, Path(path) / "flow_params.torch", device)
+
+
+def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tuple[ConvNet, dict[str, Any]]:
+    """The network of a run directory of train-net.py or train-bnn.py, in eval mode, and the run's arguments.
+
+    Bayesian layers have their posterior and no prior. Raises UserError where the folder is not such a run directory.
+    """
+    file = Path(folder) / "params.yaml"
+    params = read_yaml(file)
+    state = load_state(Path(folder) / "model.torch")
+    names = {"do": "do", "log_variance": "logvarinit"}
+    options = {name: params[option] for name, option in names.items() if params.get(option)}
+    try:
+        values = [params[option] for option in ("model", "net_cfg", "hid_dim", "model_size", "n_classes")]
+        with torch.device("meta"):
+            net = build_network(*values, **options, bayesian_classifier=params.get("classifier_prior") == "sn")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{file}: found no arguments of a network: {error!r}") from None
+    state = {name: value for name, value in state.items() if ".prior." not in name}
+    check_state(net, state, f"{folder}/model.torch")  # before the arguments can ask for memory
+    net.to_empty(device=device).load_state_dict(state)
+    return net.eval(), params
 
 
 def load_sources(args: Namespace, device: torch.device) -> list[dict[str, Any]]:

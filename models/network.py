@@ -70,7 +70,11 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, n_classes) for images (n, channels, height, width) with pixels in [0, 1]."""
-        return self.classifier(self.features(self.used_pixels(x)).flatten(1))
+        return self.classifier(self.extract(x))
+
+    def extract(self, x: Tensor) -> Tensor:
+        """The classifier's inputs, flattened (n, features), for images x."""
+        return self.features(self.used_pixels(x)).flatten(1)
 
     def used_pixels(self, x: Tensor) -> Tensor:
         """The part of the images x that the logits depend on."""

@@ -88,8 +88,8 @@ def fingerprint(content: Sequence[nn.Module | Tensor | str]) -> str:
     return digest.hexdigest()
 
 
-def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> None:
-    """Load `state` into `module` after a check of names and shapes. Raises UserError, which starts with `label`."""
+def check_state(module: nn.Module, state: dict[str, Tensor], label: str) -> None:
+    """Check that `state` has the names and shapes of `module`. Raises UserError, which starts with `label`."""
     own = module.state_dict()
     odd = sorted(own.keys() ^ state.keys())
     if odd:
@@ -98,6 +98,11 @@ def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> Non
         if value.shape != own[name].shape or value.is_floating_point() != own[name].is_floating_point():
             found, expected = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (value, own[name]))
             raise UserError(f"{label}: {name} is {found}, expected {expected}")
+
+
+def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> None:
+    """Load `state` into `module` after `check_state`. Raises UserError, which starts with `label`."""
+    check_state(module, state, label)
     module.load_state_dict(state)
 
 

@@ -7,8 +7,9 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES
@@ -21,6 +22,7 @@ RUN_KEYS = ("root", "time", "id", "environment", "inputs")  # keys of params.yam
 NOT_STORED = ("config", "continue_run", "overrides", "priors")
 # Options on which no result depends: two runs that differ in these alone are the same run.
 NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
+OLD_VALUES = {"lr_schedule": "linear"}  # of options in runs from before the option, where that is not its default
 SWITCH = {"0": 0, "no": 0, "off": 0, "false": 0, "1": 1, "yes": 1, "on": 1, "true": 1}
 
 
@@ -78,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         script = environment.get("script") if isinstance(environment, dict) else None
         if script != self.script:
             self.error(f"{label}: found a run of {script or 'an unknown script'}, expected one of {self.script}")
-        stored = self._argv_from_file(file)
+        stored = self._argv_from_file(file, OLD_VALUES)
         own, args = super().parse_args(stored), super().parse_args(stored + argv)
         paths = {action.dest for action in self._actions if action.type is path_type}
         overridable = (paths | set(NOT_IDENTIFYING)) - {"tmp", "resume", "resume_vae", "resume_opt"}
@@ -93,14 +95,18 @@ class Parser(argparse.ArgumentParser):
         args.continue_run = folder
         return args
 
-    def _argv_from_file(self, path: str | Path) -> list[str]:
-        """The options in a YAML file as words of a command line; unknown options are reported and ignored."""
+    def _argv_from_file(self, path: str | Path, absent: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+        """The options in a YAML file as words of a command line; unknown options are reported and ignored.
+
+        `absent` gives values of options that the file lacks.
+        """
         known = {
             action.dest: action for action in self._actions if action.dest not in ("help", "config", "continue_run")
         }
         argv, ignored = [], []
         with user_error("--config"):
             params = read_yaml(path, as_text=True)
+        params = {key: value for key, value in absent.items() if key in known} | params
         for key, value in params.items():
             if key in RUN_KEYS:
                 continue

@@ -36,6 +36,7 @@ FCONV_NETS = ("wide-4", "wide-long", "wide-2", "narrow")
 WIDE = f"{FCONV} --hid_dim 256 512 --precision auto --eval_freq 2 --checkpoint_freq 1"
 NARROW = "--bs 64 --lr 0.003 --epochs 8 --eval_freq 8"
 VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
+LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 # Chosen for few images by validation (data/fconv/README.md).
 FEW_IMAGES = "--classifier_prior sn --kl_weight 0.1 --lamb 0.3"
@@ -69,9 +70,9 @@ SCALES = {
             "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
         },
         kernels={
-            7: Kernels(FCONV_NETS, 0.2, f"{VAE_Z2} --batch_size 32 --var 0.004 --eval_freq 20"),
-            5: Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} --var 0.0004 --eval_freq 20"),
-            3: Kernels(["3x3"], 0.1, f"{VAE_Z2} --var 0.0002 --eval_freq 20"),
+            7: Kernels(FCONV_NETS, 0.2, f"{VAE_Z2} {LAPTOP_VAE} --batch_size 32 --var 0.004"),
+            5: Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} {LAPTOP_VAE} --var 0.0004"),
+            3: Kernels(["3x3"], 0.1, f"{VAE_Z2} {LAPTOP_VAE} --var 0.0002"),
         },
         bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4", LAPTOP_BNN)},
     ),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import utils
 from models.configs import MODELS
 from models.fconv import FConv
 from runs.checkpoint import load_pretrained
@@ -52,6 +53,20 @@ def test_a_frozen_feature_extractor(small_inputs, script, tmp_path):
     changed = {name for name in a if not torch.equal(a[name], b[name])}
     assert not any(".conv" in name for name in changed)
     assert {"features.bn1.weight", "features.bn4.bias", "classifier.fc1.weight", "classifier.linear.bias"} <= changed
+
+
+def test_features_of_frozen_convs_are_computed_once(small_inputs, script, monkeypatch):
+    """The numbers are those of a network that computes them in every step: one with a dropout of probability 0."""
+    calls = []
+    monkeypatch.setattr(utils, "features_of", lambda *args, f=utils.features_of: calls.append(1) or f(*args))
+    runs = []
+    for more in (["vanilla"], ["vanilla-do", "--do", "0", "0"]):
+        argv = network_argv(small_inputs, "fconv", more[0], "vae", 3)
+        runs.append(script("train-net.py").main([*argv, *more[1:], "--rfe", "1", "--l2", "0.1", "--lr", "0.1"]))
+    assert len(calls) == 2  # training and test images of the first run
+    for once, always in zip(*(run.rows for run in runs), strict=True):
+        assert {**once, "sec": 0} == pytest.approx({**always, "sec": 0}, rel=1e-4)
+    assert runs[0].rows[-1]["train_nll"] < runs[0].rows[0]["train_nll"]
 
 
 def test_fastconv_counts_steps(small_inputs, script):

@@ -144,6 +144,22 @@ def test_a_vae_with_more_epochs_names_its_warm_start(stopped, refusal):
 # --- folders that cannot be used, or go away --------------------------------------------------------------------------
 
 
+def test_a_vae_from_before_the_schedule_had_an_option(script, small_run, stop_at, capsys):
+    """It began with the linear fall, which is not the option's default."""
+    file, argv = small_run("vae")
+    whole = script(file).main([*argv, "--lr_schedule", "linear"]).root
+    stop_at(3, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        script(file).main([*argv, "--lr_schedule", "linear"])
+    (root,) = (p for p in whole.parent.iterdir() if p != whole)
+    for folder in (whole, root):
+        params = read_yaml(folder / "params.yaml")
+        del params["lr_schedule"]
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    script(file).main(["--continue", str(root)])
+    assert_same_end(whole, root)
+
+
 @pytest.mark.parametrize("kind", ["read-only", "file", "no links"])
 def test_an_index_folder_without_links(kind, sandbox):
     index = sandbox / "logs" / "exman-train-net.py" / "index"

@@ -13,12 +13,24 @@ def test_learning_rate(script, epoch, expected):
     assert learning_rate(*schedule, [3, 8], args.gamma) == 0.5 ** ((epoch > 3) + (epoch > 8))
 
 
-@pytest.mark.parametrize("epoch, step, expected", [(1, None, 1.0), (6, None, 0.5), (6, 2, 0.5 * 0.3**2)])
-def test_vae_learning_rate(script, epoch, step, expected):
+@pytest.mark.parametrize("schedule, fall", [("", 1), ("--lr_schedule constant", 1), ("--lr_schedule linear", 0.5)])
+@pytest.mark.parametrize("steps, decay", [("", 1), ("--lr_decay_step 2 --decay 0.3", 0.3**2)])
+def test_vae_learning_rate(script, schedule, fall, steps, decay):
     module = script("train-vae.py")
-    decay = ["--lr_decay_step", str(step), "--decay", "0.3"] if step else []
-    args = module.parse(["--kernel_dim", "5", "--data_dir", "x", "--num_epochs", "10", "--lr", "1", *decay])
-    assert module.learning_rate(args, epoch) == pytest.approx(expected)
+    argv = [
+        "--kernel_dim",
+        "5",
+        "--data_dir",
+        "x",
+        "--num_epochs",
+        "10",
+        "--lr",
+        "1",
+        *schedule.split(),
+        *steps.split(),
+    ]
+    args = module.parse(argv)
+    assert module.learning_rate(args, 1) == 1 and module.learning_rate(args, 6) == pytest.approx(fall * decay)
 
 
 @pytest.mark.parametrize("word", ["-1e1", "-10", "-10.", "-1E+1"])

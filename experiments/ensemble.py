@@ -1,0 +1,55 @@
+"""The ensemble of several runs, any mix of train-net.py and train-bnn.py: the mean of their predicted probabilities.
+
+    python -m experiments.ensemble logs/exman-train-net.py/runs/* logs/exman-train-bnn.py/runs/* --samples 30
+
+Prints accuracy, NLL, calibration error and Brier score of each run and of the ensemble on the runs' test images.
+"""
+
+from models.configs import DATA_SETS
+from runs.errors import UserError, one_line_errors
+from runs.options import WHOLE, Parser, number_type, path_type
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("runs", type=path_type, nargs="+", metavar="RUN_DIR", help="run directories with one data set")
+    help = "draws of the weights of a Bayesian network; 0: its mean network"
+    parser.add_argument("--samples", type=number_type(int, 0), default=30, help=help)
+    parser.add_argument("--test_bs", type=WHOLE, default=500, help="images per batch; at most 100 on a CPU")
+    args = parser.parse_args(argv)
+    # After the arguments, so that a mistake in them is answered at once.
+    import tabulate
+    import torch
+
+    import utils
+    from models.bayes import bayesian_layers
+    from models.metrics import ensemble_log_probs, scores
+
+    loaded = [utils.load_network(run) for run in args.runs]
+    names = {params.get("data"): run for run, (_, params) in zip(args.runs, loaded, strict=True)}
+    if len(names) > 1:
+        found = ", ".join(f"{name} of {run}" for name, run in names.items())
+        raise UserError(f"RUN_DIR: found the data sets {found}, expected one data set")
+    (name,) = names
+    if name not in DATA_SETS:
+        raise UserError(
+            f"{args.runs[0]}/params.yaml: found the data set {name}, expected one of {', '.join(DATA_SETS)}"
+        )
+    _, test = utils.load_data(name)
+    rows, members = [], []
+    with torch.inference_mode():
+        for run, (net, _) in zip(args.runs, loaded, strict=True):
+            drawn = args.samples and bayesian_layers(net)
+            mode, samples = ("weights", args.samples) if drawn else ("det", 1)
+            log_p = utils.predict_log_probs(net, test, mode, samples, args.test_bs)
+            members.append(ensemble_log_probs(log_p))
+            rows.append([run, *scores(members[-1], test.labels).values()])
+        rows.append(
+            [f"ensemble of {len(members)}", *scores(ensemble_log_probs(torch.stack(members)), test.labels).values()]
+        )
+    print(tabulate.tabulate(rows, ["run", "accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
+
+
+if __name__ == "__main__":
+    main()
