@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None):
 
     import utils
     from models.build import build_network, conv_layers, init_network
+    from models.metrics import scores
     from models.priors import DeepWeightPrior
     from runs.checkpoint import load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, compiled, seed_all
@@ -114,21 +115,22 @@ def main(argv: list[str] | None = None):
         draws = [d.cross_entropy(w) for d, w in zip(dwps, kernels, strict=False) for _ in range(args.dwp_samples)]
         return sum(draws, torch.zeros((), device=device)) / args.dwp_samples
 
-    def evaluate() -> tuple[float, float]:
-        """Mean NLL in nats per image and accuracy on the test set."""
+    def evaluate() -> dict[str, float]:
+        """The scores of the network on the test images."""
         net.eval()
         logits = torch.cat(utils.predict(lambda x, _: classify(x), test, args.test_bs, args.precision)).float()
         net.train()
-        hits = logits.argmax(1) == test.labels
-        return F.cross_entropy(logits, test.labels).item(), hits.float().mean().item()
+        return scores(F.log_softmax(logits, 1), test.labels)
 
     @torch.no_grad()
     def log_row(t: int, lr: float) -> None:
         """Log the row `t`, with means over the images since the last row, and write the model."""
         loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
-        test_nll, test_acc = evaluate()
-        row = {"loss": loss, "train_nll": train_nll, "test_nll": test_nll, "train_acc": train_acc, "test_acc": test_acc}
-        run.log(t, **row, lr=lr, sec=watch.lap(), l2_norm=l2_norm().item(), dwp_reg=dwp_bound().item())
+        found = evaluate()
+        row = {"loss": loss, "train_nll": train_nll, "test_nll": found.pop("nll"), "train_acc": train_acc}
+        row |= {"test_acc": found.pop("acc"), "lr": lr, "sec": watch.lap(), "l2_norm": l2_norm().item()}
+        more = {f"test/{score}": value for score, value in found.items()}
+        run.log(t, **row, dwp_reg=dwp_bound().item(), **more)
         run.save_weights()
         totals.zero_()
 

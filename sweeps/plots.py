@@ -40,13 +40,13 @@ class Curve(NamedTuple):
 
 def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False) -> plt.Figure:
     """A figure of panels side by side, by the label of the y-axis. The first panel's legend is for all panels."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="tight")
-    for axis, (ylabel, curves) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="tight", squeeze=False)
+    for axis, (ylabel, curves) in zip(axes[0], panels.items(), strict=True):
         for curve in curves:
             axis.errorbar(curve.x, curve.y, curve.spread, marker="o", capsize=3, label=curve.label)
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[0, 0].legend()
     if title:
         figure.suptitle(title)
     return figure

@@ -11,7 +11,20 @@ from models.fconv import FConv
 from runs.checkpoint import load_pretrained
 from tests.conftest import SMALL, network_argv, read_log
 
-COLUMNS = ["t", "loss", "train_nll", "test_nll", "train_acc", "test_acc", "lr", "sec", "l2_norm", "dwp_reg"]
+COLUMNS = [
+    "t",
+    "loss",
+    "train_nll",
+    "test_nll",
+    "train_acc",
+    "test_acc",
+    "lr",
+    "sec",
+    "l2_norm",
+    "dwp_reg",
+    "test/ece",
+    "test/brier",
+]
 
 
 @pytest.mark.parametrize("net_cfg", ["vanilla", "vanilla-do"])

@@ -1,0 +1,124 @@
+"""The few-shot comparison on small runs: what chooses, what is compared, and its statistics."""
+
+import csv
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from experiments import few_shot
+from runs.log import read_rows
+from tests.conftest import network_argv
+
+
+@pytest.fixture
+def trials(small_inputs, script, monkeypatch):
+    """The trials that were trained, in order, with their run directories. They run in this process, without Ray."""
+    done = {}
+
+    def run_sweep(name, trials, resources, command):
+        for trial in trials:
+            if trial.key not in done:
+                done[trial.key] = (trial, script(trial.script_name).main(list(trial.argv)).root)
+        return [done[trial.key][1] for trial in trials]
+
+    def argv(net_cfg):
+        words = network_argv(small_inputs, "fconv", net_cfg, "vae")[2:]  # without the data set
+        return " ".join(words)
+
+    methods = {
+        "a": few_shot.Method("train-bnn.py", f"{argv('bayes')} --ens 30 --prior sn", ["--lr 1e-9", "--lr 0.05"]),
+        "b": few_shot.Method("train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1"]),
+    }
+    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
+    monkeypatch.setattr(few_shot, "METHODS", methods)
+    make = few_shot.make_trial
+
+    def make_small(path, words, label):  # the small data sets have no MNIST
+        return make(path, ["not-mnist" if word == "mnist" else word for word in words], label)
+
+    monkeypatch.setattr(few_shot, "make_trial", make_small)
+    return done
+
+
+@pytest.fixture
+def compare():
+    """The comparison of both methods, into the folder `out`."""
+
+    def run(out, *argv):
+        sizes = ["--num_examples", "10", "--methods", "a", "b", "--tune_splits", "7", "8"]
+        few_shot.main([*sizes, "--splits", "0", "1", "2", "--seeds", "42", "43", "--out", str(out), *argv])
+
+    return run
+
+
+def test_the_protocol(trials, compare, tmp_path, capsys):
+    compare(tmp_path)
+    lines = [trial.label for trial, _ in trials.values()]
+    tuning = [line for line in lines if "--data not-mnist" in line]
+    assert len(tuning) == 2 * 2 * 2 and lines[:8] == tuning, "two methods, settings and splits, all before MNIST"
+    assert {line.split("--data_split_seed ")[1].split()[0] for line in tuning} == {"7", "8"}
+
+    # The chosen setting and prediction have the largest mean accuracy over the tuning splits.
+    settings = yaml.safe_load((tmp_path / "settings.yaml").read_text())
+    for method, script in (("a", "train-bnn.py"), ("b", "train-net.py")):
+        means = {}
+        for setting in few_shot.METHODS[method].settings:
+            for prediction, columns in few_shot.PREDICTIONS[script].items():
+                roots = [r for t, r in trials.values() if "not-mnist" in t.label and f"{setting} " in t.label]
+                roots = [root for root in roots if script in str(root)]
+                accs = [read_rows(root / f"{script}-logs.csv")[-1][columns["acc"]] for root in roots]
+                assert len(accs) == 2
+                means[f"{setting} | {prediction}"] = np.mean(accs)
+        chosen = settings[f"10 images, {method}"]
+        assert means[chosen] == max(means.values())
+        assert len(settings[f"10 images, {method}, tried"]) == len(means)
+        reported = [line for line in lines if "--data mnist" in line and few_shot.METHODS[method].shared in line]
+        assert len(reported) == 6 and all(chosen.split(" | ")[0] in line for line in reported)
+
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["a", "b"] and rows[0]["splits"] == "3" and float(rows[0]["lead"]) == 0
+    assert (tmp_path / "differences.png").stat().st_size > 5000
+    before = len(trials)
+    compare(tmp_path)
+    assert len(trials) == before
+
+
+def test_the_statistics():
+    """Over splits, whose seeds are averaged first; the paired interval is scipy's of a t-test on the differences."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 5, 3))
+    as_scores = [[{"acc": x, "nll": 1 - x, "ece": 0.1} for x in values.ravel()] for values in (a, b)]
+    first, second = few_shot.result_rows(50, dict(zip("ab", (few_shot.by_split(s, 5) for s in as_scores), strict=True)))
+    assert first["acc"] == pytest.approx(a.mean()) and first["lead"] == first["lead_se"] == 0
+    assert second["acc_se"] == pytest.approx(stats.sem(b.mean(1))) and second["ece_se"] == pytest.approx(0)
+    test = stats.ttest_rel(a.mean(1), b.mean(1))
+    assert second["lead"] / second["lead_se"] == pytest.approx(test.statistic)
+    low, high = test.confidence_interval()
+    assert second["lead_interval"] == pytest.approx((high - low) / 2)
+
+
+def test_every_method_has_the_same_budget_and_valid_settings(script):
+    assert len({len(method.settings) for method in few_shot.METHODS.values()}) == 1
+    for method in few_shot.METHODS.values():
+        assert len(set(method.settings)) == len(method.settings)
+        for setting in method.settings:
+            script(method.script).parse(f"{method.shared} {setting} --data not-mnist --num_examples 50".split())
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--methods", "dwp", "dwp"], "--methods: found a value twice"),
+        (["--splits", "1", "1"], "--splits: found a value twice"),
+        (["--methods", "x"], "invalid choice: 'x'"),
+        (["--num_examples", "0"], "--num_examples: found '0'"),
+    ],
+)
+def test_mistakes(argv, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        few_shot.main(argv)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and expected in err and len(err.splitlines()) == 1
