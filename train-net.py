@@ -36,6 +36,7 @@ def parse(argv: list[str] | None = None):
         default=[],
         help="dropout probabilities of fconv's 'vanilla-do', one for each conv layer",
     )
+    add("--ens", type=options.WHOLE, default=10, help="draws of the dropout in the evaluated ensemble")
     mode = parser.add_argument_group("training step")
     options.add_compile_option(mode)
     mode.add_argument("--rfe", **switch, help="1: train only the classifier and the batch norms, with frozen convs")
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None):
 
     import utils
     from models.build import build_network, conv_layers, init_network
-    from models.metrics import scores
+    from models.metrics import ensemble_log_probs, scores
     from models.priors import DeepWeightPrior
     from runs.checkpoint import load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, compiled, seed_all
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None):
     run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
-    classify = net
+    classify, images = net, test
     layers = list(net.features)
     if args.rfe and not args.aug and not any(isinstance(layer, nn.BatchNorm2d | nn.Dropout) for layer in layers):
         # The frozen convs give an image the same features in every epoch.
@@ -115,21 +116,26 @@ def main(argv: list[str] | None = None):
         draws = [d.cross_entropy(w) for d, w in zip(dwps, kernels, strict=False) for _ in range(args.dwp_samples)]
         return sum(draws, torch.zeros((), device=device)) / args.dwp_samples
 
-    def evaluate() -> dict[str, float]:
-        """The scores of the network on the test images."""
+    def evaluate() -> dict[str, dict[str, float]]:
+        """The scores of the network on the test images, and with dropout also those of an ensemble of its draws."""
         net.eval()
         logits = torch.cat(utils.predict(lambda x, _: classify(x), test, args.test_bs, args.precision)).float()
+        found = {"test": scores(F.log_softmax(logits, 1), test.labels)}
         net.train()
-        return scores(F.log_softmax(logits, 1), test.labels)
+        if any(isinstance(module, nn.Dropout) for module in net.modules()):
+            with torch.random.fork_rng([]):  # training continues with the same random numbers as without the draws
+                draws = utils.predict_log_probs(net, images, "det", args.ens, args.test_bs, args.precision)
+            found["draws"] = scores(ensemble_log_probs(draws), test.labels)
+        return found
 
     @torch.no_grad()
     def log_row(t: int, lr: float) -> None:
         """Log the row `t`, with means over the images since the last row, and write the model."""
         loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
         found = evaluate()
-        row = {"loss": loss, "train_nll": train_nll, "test_nll": found.pop("nll"), "train_acc": train_acc}
-        row |= {"test_acc": found.pop("acc"), "lr": lr, "sec": watch.lap(), "l2_norm": l2_norm().item()}
-        more = {f"test/{score}": value for score, value in found.items()}
+        row = {"loss": loss, "train_nll": train_nll, "test_nll": found["test"].pop("nll"), "train_acc": train_acc}
+        row |= {"test_acc": found["test"].pop("acc"), "lr": lr, "sec": watch.lap(), "l2_norm": l2_norm().item()}
+        more = {f"{name}/{score}": value for name, more in found.items() for score, value in more.items()}
         run.log(t, **row, dwp_reg=dwp_bound().item(), **more)
         run.save_weights()
         totals.zero_()

@@ -177,8 +177,8 @@ def predict_log_probs(
 ) -> Tensor:
     """Log probabilities (samples, n, n_classes) of the classes of `data`, with the Bayesian layers in `mode`.
 
-    In the mode "weights" each sample is one draw of the weights for all images, from a generator with this seed. The
-    layers are in the mode "stoch" afterwards.
+    A network in training mode has its dropout on. In the mode "weights" each sample is one draw of the weights for all
+    images, from a generator with this seed. The layers are in the mode "stoch" afterwards.
     """
 
     def logits(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,9 +18,10 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from runs.directory import ROOT, dwp_path
+from experiments.methods import METHODS, PREDICTIONS, SAMPLED, SOURCES
+from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
 from runs.files import atomic_write, write_yaml
 from runs.log import csv_text, read_rows
@@ -28,89 +29,94 @@ from runs.options import SEED, WHOLE, Parser, number_type
 from sweeps.cluster import Resources, add_resource_options, checked_resources, run_sweep
 from sweeps.trials import find_script, make_trial
 
-FCONV = ROOT / "data" / "fconv"
-VAES = f"--vae_list {FCONV / 'vae7x7'} {FCONV / 'vae5x5'}"
-KERNELS = f"--filters_list {FCONV / 'conv7x7' / 'train.npy'} {FCONV / 'conv5x5' / 'train.npy'}"
-SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae"
-BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --epochs 1000 --eval_freq 1000 --kl_kernels 256 --ens 30"
-NET = f"{SHAPE} --eval_freq 1000000"
-
-# The scores of a prediction by their columns in the log: of train-bnn.py the mean network's, those of an ensemble with
-# noise on pre-activations and of one of draws of the weights; of train-net.py the network's.
-PREDICTIONS = {
-    "train-bnn.py": {
-        "mean network": {"acc": "det_test_acc", "nll": "det/nll", "ece": "det/ece"},
-        "noise": {"acc": "ens[30]_test_acc", "nll": "test_nll", "ece": "ensemble/ece"},
-        "draws": {"acc": "draws/acc", "nll": "draws/nll", "ece": "draws/ece"},
-    },
-    "train-net.py": {"network": {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}},
-}
-# KL weights, each with the deviation of the classifier's prior that keeps the weight of the classifier's penalty at 1.
-KL_WEIGHTS = ("1 --classifier_lamb 1", "0.1 --classifier_lamb 0.3", "0.01 --classifier_lamb 0.1")
-RATES = ("", "--lr_var 0.02")
-
-
-def bayesian_settings(*more: str) -> list[str]:
-    """Settings of each KL weight: with the two rates of the variances, and with the larger rate and each of `more`."""
-    weights = [f"--kl_weight {weight}" for weight in KL_WEIGHTS]
-    return [f"{weight} {rate}".strip() for weight in weights for rate in (*RATES, *(f"{RATES[1]} {m}" for m in more))]
-
-
-class Method(NamedTuple):
-    """A method of the comparison: a script, the arguments of all its trials, and the settings to choose from."""
-
-    script: str
-    shared: str
-    settings: Sequence[str]
-
-
-METHODS = {
-    "dwp": Method("train-bnn.py", f"{BNN} --prior vae", bayesian_settings("--logvarinit -7")),
-    "frozen": Method(
-        "train-net.py",
-        f"{NET} --rfe 1",
-        [f"--lr {lr} --epochs {epochs}" for lr in ("0.0003", "0.001", "0.003") for epochs in (300, 1000, 3000)],
-    ),
-    "map": Method(
-        "train-net.py",
-        f"{NET} --epochs 1000",
-        [f"--dwp_reg {w} --lr {lr}" for w in ("0.00001", "0.0001", "0.001") for lr in ("0.0003", "0.001", "0.003")],
-    ),
-    "no": Method("train-bnn.py", f"{BNN} --prior no", bayesian_settings("--logvarinit -7")),
-    "sn": Method("train-bnn.py", f"{BNN} --prior sn", bayesian_settings("--lamb 0.1")),
-    "gauss": Method("train-bnn.py", f"{BNN} {KERNELS} --prior gauss", bayesian_settings("--logvarinit -7")),
-    "loguniform": Method("train-bnn.py", f"{BNN} --prior loguniform", bayesian_settings("--logvarinit -7")),
-    "l2": Method(
-        "train-net.py",
-        f"{NET} --epochs 1000",
-        [f"--l2 {w} --lr {lr}" for w in ("0.001", "0.01", "0.1") for lr in ("0.0003", "0.001", "0.003")],
-    ),
-}
-
 Score = dict[str, float]
-Scores = dict[tuple[str, str], list[Score]]  # of each task, by setting and prediction
 
 
-def trained(
-    name: str, methods: dict[str, Sequence[str]], tasks: Sequence[str], resources: Resources, command: str
-) -> dict[str, Scores]:
-    """Train each method with each of its settings on each task, as one sweep per script; scores by method.
+class Sweeps:
+    """The sweeps of a comparison, with the resources of their trials and the command that continues them."""
 
-    Raises as `run_sweep`.
-    """
-    found: dict[str, Scores] = {method: {} for method in methods}
-    for script in dict.fromkeys(METHODS[method].script for method in methods):
-        own = [(method, setting, task) for method in methods for setting in methods[method] for task in tasks]
-        own = [(method, setting, task) for method, setting, task in own if METHODS[method].script == script]
-        words = [f"{METHODS[method].shared} {setting} {task}" for method, setting, task in own]
-        trials = [make_trial(find_script(script), shlex.split(line), line) for line in words]
-        roots = run_sweep(f"{name}-{Path(script).stem}", trials, resources, command)
-        for (method, setting, _), root in zip(own, roots, strict=True):
-            last = read_rows(root / f"{script}-logs.csv")[-1]
-            for prediction, columns in PREDICTIONS[script].items():
-                scores = {score: last[column] for score, column in columns.items()}
-                found[method].setdefault((setting, prediction), []).append(scores)
-    return found
+    def __init__(self, resources: Resources, command: str):
+        self.resources = resources
+        self.command = command
+        self.sources: dict[str, str] = {}  # run directories, quoted, by name in SOURCES
+
+    def run(self, name: str, script: str, lines: Sequence[str]) -> list[Path]:
+        """The run directories of trials of a script, given by their arguments. Raises as `run_sweep`."""
+        trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
+        return run_sweep(f"few-shot-{name}", trials, self.resources, self.command)
+
+    def train_sources(self, methods: Sequence[str]) -> None:
+        """Train the runs of SOURCES that the methods start from."""
+        for name, (script, line) in SOURCES.items():
+            if any(f"{{{name}}}" in METHODS[method].shared for method in methods):
+                self.sources[name] = shlex.quote(str(self.run(name, script, [line])[0]))
+
+    def train(self, name: str, settings: dict[str, Sequence[str]], tasks: Sequence[str]) -> dict[str, list[Path]]:
+        """Train each method with each of its settings on each task, one sweep per script.
+
+        Returns the run directories of each method; the task varies fastest.
+        """
+        found: dict[str, list[Path]] = {}
+        for script in dict.fromkeys(METHODS[method].script for method in settings):
+            own = [method for method in settings if METHODS[method].script == script]
+            lines = {
+                method: [
+                    f"{METHODS[method].shared.format(**self.sources)} {setting} {task}"
+                    for setting in settings[method]
+                    for task in tasks
+                ]
+                for method in own
+            }
+            roots = iter(self.run(f"{name}-{Path(script).stem}", script, [line for m in own for line in lines[m]]))
+            found |= {method: [next(roots) for _ in lines[method]] for method in own}
+        return {method: found[method] for method in settings}
+
+
+def read_scores(method: str, root: Path) -> dict[str, Score]:
+    """The scores of a finished run, by prediction."""
+    script = METHODS[method].script
+    last = read_rows(root / f"{script}-logs.csv")[-1]
+    return {
+        prediction: {score: last[column] for score, column in columns.items()}
+        for prediction, columns in PREDICTIONS[script].items()
+        if set(columns.values()) <= last.keys()
+    }
+
+
+def choose(
+    method: str, settings: Sequence[str], roots: Sequence[Path]
+) -> tuple[dict[tuple[str, str], Score], str, str]:
+    """The mean scores of each setting and prediction over the tasks, and those with the largest accuracy."""
+    tasks = len(roots) // len(settings)
+    means: dict[tuple[str, str], Score] = {}
+    for i, setting in enumerate(settings):
+        runs = [read_scores(method, root) for root in roots[i * tasks : (i + 1) * tasks]]
+        means |= {(setting, prediction): mean_scores([run[prediction] for run in runs]) for prediction in runs[0]}
+    return means, *max(means, key=lambda choice: means[choice]["acc"])
+
+
+def ensemble_scores(roots: Sequence[Path], prediction: str) -> Score:
+    """The scores of the mean of the networks' probabilities on MNIST's test images."""
+    import torch
+
+    import utils
+    from models.metrics import ensemble_log_probs, scores
+
+    mode, samples = SAMPLED[prediction]
+    members = []
+    with torch.inference_mode():
+        for root in roots:
+            net, params = utils.load_network(root)
+            _, test = utils.load_data(params["data"])
+            net.train(prediction == "dropout")
+            log_p = utils.predict_log_probs(net, test, mode, samples, params["test_bs"], seed=params["seed"])
+            members.append(ensemble_log_probs(log_p))
+    return scores(ensemble_log_probs(torch.stack(members)), test.labels)
+
+
+def mnist_tasks(n: int, splits: Sequence[int], seeds: Sequence[int]) -> list[str]:
+    """The arguments of the tasks that are reported, with n images; the seed varies fastest."""
+    return [f"--data mnist --num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
 
 
 def mean_scores(scores: Sequence[Score]) -> Score:
@@ -174,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--tune_splits", type=splits, nargs="+", default=list(range(100, 106)), help="splits of the source tasks")
     add("--splits", type=splits, nargs="+", default=list(range(10)), help="splits of MNIST")
     add("--seeds", type=SEED, nargs="+", default=[42, 43, 44], help="seeds of each split of MNIST")
+    add("--ensemble", type=number_type(int, 0), default=5, help="networks in an ensemble of a method; 0: no ensembles")
     add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot")
     args = parser.parse_args(own)
     sweep_parser = Parser("")
@@ -186,31 +193,31 @@ def main(argv: list[str] | None = None) -> None:
     import tabulate
 
     out = (args.out or dwp_path() / "few-shot").absolute()
-    command = f"python -m experiments.few_shot {shlex.join(argv)}"
-    settings: dict[str, Any] = {}
+    sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}")
+    sweeps.train_sources(args.methods)
+    settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
     rows: list[dict[str, Any]] = []
     for n in args.num_examples:
         tasks = [f"--data not-mnist --num_examples {n} --data_split_seed {k} --seed 42" for k in args.tune_splits]
-        all_settings = {method: METHODS[method].settings for method in args.methods}
-        tuned = trained(f"few-shot-{n}-tune", all_settings, tasks, resources, command)
+        tuned = sweeps.train(f"{n}-tune", {method: METHODS[method].settings for method in args.methods}, tasks)
         chosen = {}
-        for method, found in tuned.items():
-            means = {choice: mean_scores(scores) for choice, scores in found.items()}
-            chosen[method] = max(means, key=lambda choice: means[choice]["acc"])
-            tried = [f"{setting} ({prediction}): {score}" for (setting, prediction), score in means.items()]
+        for method, roots in tuned.items():
+            means, *chosen[method] = choose(method, METHODS[method].settings, roots)
             settings[f"{n} images, {method}"] = " | ".join(chosen[method])
-            settings[f"{n} images, {method}, tried"] = tried
-        # Before the first run on MNIST.
-        write_yaml(out / "settings.yaml", {"command": command, "tune_splits": args.tune_splits, **settings})
-        tasks = [
-            f"--data mnist --num_examples {n} --data_split_seed {k} --seed {seed}"
-            for k in args.splits
-            for seed in args.seeds
-        ]
+            settings[f"{n} images, {method}, tried"] = [f"{' | '.join(key)}: {score}" for key, score in means.items()]
+        write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
         one = {method: [setting] for method, (setting, _) in chosen.items()}
-        results = trained(f"few-shot-{n}", one, tasks, resources, command)
-        scores = {method: by_split(results[method][choice], len(args.splits)) for method, choice in chosen.items()}
-        rows += result_rows(n, scores)
+        results = sweeps.train(str(n), one, mnist_tasks(n, args.splits, args.seeds))
+        by_method = {
+            method: by_split([read_scores(method, root)[chosen[method][1]] for root in roots], len(args.splits))
+            for method, roots in results.items()
+        }
+        more = {method: setting for method, setting in one.items() if args.ensemble and METHODS[method].ensemble}
+        seeds = range(args.seeds[0], args.seeds[0] + args.ensemble)
+        for method, roots in sweeps.train(f"{n}-ensembles", more, mnist_tasks(n, args.splits, seeds)).items():
+            groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
+            by_method[f"{args.ensemble} x {method}"] = [ensemble_scores(group, chosen[method][1]) for group in groups]
+        rows += result_rows(n, by_method)
         with atomic_write(out / "results.csv") as file:
             file.write(csv_text(rows).encode())
     plot_differences(rows, args.methods[0], out / "differences.png")

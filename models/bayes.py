@@ -148,9 +148,15 @@ def relative_deviations(net: nn.Module) -> dict[str, Tensor]:
 
 
 def run_layers(layers: Sequence[nn.Module], x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Output of a chain of layers, with the noise of Bayesian layers from `generator`, or from torch's global one."""
+    """Output of a chain of layers, with noise and dropout from `generator`, or from torch's global one."""
     for layer in layers:
-        x = layer(x, generator) if isinstance(layer, BayesLayer) else layer(x)
+        if isinstance(layer, BayesLayer):
+            x = layer(x, generator)
+        elif isinstance(layer, nn.Dropout) and layer.training and generator:  # torch's own takes no generator
+            kept = torch.empty_like(x).bernoulli_(1 - layer.p, generator=generator)
+            x = x * kept / max(1 - layer.p, 1e-30)
+        else:
+            x = layer(x)
     return x
 
 
@@ -161,8 +167,8 @@ def sample_outputs(
 
     The layers before the first random one, and mean and deviation of a Bayesian one, do not depend on the draw and are
     computed once. Random layers are Bayesian ones that are not in the mode "det", and dropout in training mode. A chain
-    without one gives the same output `samples` times. The noise of Bayesian layers comes from `generator`, or from
-    torch's global one; dropout draws from the global one.
+    without one gives the same output `samples` times. Noise and dropout come from `generator`, or from torch's global
+    one.
     """
     for i, layer in enumerate(layers):
         if isinstance(layer, BayesLayer) and layer.mode == "stoch":

@@ -83,7 +83,7 @@ class ConvNet(nn.Module):
     def sample_logits(self, x: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Logits (samples, n, n_classes) of `samples` draws, distributed as those of single calls in the mode "stoch".
 
-        The noise comes from `generator`, or from torch's global generator.
+        Noise and dropout come from `generator`, or from torch's global generator.
         """
         classifier = self.classifier if isinstance(self.classifier, nn.Sequential) else [self.classifier]
         layers = [*self.features, nn.Flatten(), *classifier]

@@ -303,7 +303,6 @@ class DeepWeightPrior(SampledPrior):
         super().__init__(samples, kernels, encoder=vae.encoder, decoder=vae.decoder)
         self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_() if reverse == "train" else None
         self.kernel_dim = vae.kernel_dim
-        self.z_dim = vae.z_dim
         self.z_samples = iwae_samples if bound == "iwae" else 0  # 0 of KL_aux
 
     @property
@@ -319,9 +318,10 @@ class DeepWeightPrior(SampledPrior):
     @torch.no_grad()
     def deviation(self) -> Tensor:
         """The deviation (k, k) by the law of total variance, over `BLOCK` codes z that are the same in each call."""
-        z = torch.randn(BLOCK, self.z_dim, 1, 1, generator=torch.Generator().manual_seed(0))
-        parameter = next(self.decoder.parameters())
-        mean, variance = self.decoder(z.to(parameter))
+        weight = next(self.decoder.parameters())
+        code, _ = self.reverse(weight.new_zeros(1, 1, self.kernel_dim, self.kernel_dim))
+        z = torch.randn(BLOCK, *code.shape[1:], generator=torch.Generator().manual_seed(0))
+        mean, variance = self.decoder(z.to(weight))
         return (mean.var(0) + variance.mean(0)).sqrt()[0]
 
     def cross_entropy(self, w: Tensor) -> Tensor:
