@@ -141,7 +141,9 @@ def relative_deviations(net: nn.Module) -> dict[str, Tensor]:
     for name, layer in net.named_modules():
         if isinstance(layer, BayesLayer):
             deviation = (0.5 * layer.log_variance().float()).exp()
-            found[f"{name}/dev_to_mean"] = (deviation / layer.mean.weight.float().abs().clamp(min=1e-30)).median()
+            # A log has finite values only, also of weights of 0.
+            ratio = (deviation / layer.mean.weight.float().abs()).median()
+            found[f"{name}/dev_to_mean"] = ratio.clamp(max=torch.finfo(ratio.dtype).max)
             if (expected := layer.prior.deviation()) is not None:
                 found[f"{name}/dev_to_prior"] = (deviation / expected).median()
     return found

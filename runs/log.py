@@ -87,10 +87,14 @@ class Log:
                 file.write(content.encode())
 
     def append(self, row: Row) -> None:
-        """Add a row to the files, and print it above the progress bars. Raises UserError if a write fails."""
+        """Add a row to the files, and print it above the progress bars. Raises UserError if a write fails.
+
+        All rows have the columns of the first one: those of a continued run from before a column existed lack it.
+        """
         from tqdm import tqdm
 
         first = not self.rows
+        row = row if first else {name: row[name] for name in self.rows[0]}
         line = table_text(row, len(self.rows) % HEADER_EVERY == 0)
         self.rows.append(row)
         for path, content in ((self.csv, csv_text([row], header=first)), (self.text, f"{line}\n")):

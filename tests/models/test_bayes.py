@@ -124,6 +124,8 @@ def test_relative_deviations():
     }
     found = {name: value.item() for name, value in relative_deviations(net).items()}
     assert found == pytest.approx(expected)
+    torch.nn.init.zeros_(net[0].mean.weight)
+    assert relative_deviations(net)["0/dev_to_mean"].isfinite()
 
 
 def test_samples_of_layers_that_are_not_bayesian():

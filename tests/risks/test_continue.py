@@ -12,7 +12,8 @@ import yaml
 
 from runs.checkpoint import load_file, restore, training_state
 from runs.files import read_yaml
-from tests.conftest import SMALL, assert_same_end, start_script, until, write_vae
+from runs.log import csv_text, read_rows
+from tests.conftest import SMALL, assert_same_end, start_script, until, without_times, write_vae
 
 
 @pytest.fixture
@@ -144,19 +145,45 @@ def test_a_vae_with_more_epochs_names_its_warm_start(stopped, refusal):
 # --- folders that cannot be used, or go away --------------------------------------------------------------------------
 
 
-def test_a_vae_from_before_the_schedule_had_an_option(script, small_run, stop_at, capsys):
+@pytest.fixture
+def stopped_late(script, small_run, stop_at):
+    """`stopped_late("bnn-dwp", more)`: as `stopped`, with more arguments, and stopped in the seventh step."""
+
+    def make(name: str, *more: str):
+        file, argv = small_run(name)
+        whole = script(file).main([*argv, *more]).root
+        stop_at(7, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            script(file).main([*argv, *more])
+        (root,) = (p for p in whole.parent.iterdir() if p != whole)
+        return whole, root, script(file)
+
+    return make
+
+
+def test_a_log_from_before_some_columns(stopped_late):
+    """The continued run keeps the columns of its log."""
+    whole, root, module = stopped_late("bnn-dwp")
+    file, new = root / "train-bnn.py-logs.csv", ("det/nll", "draws/acc", "features.conv1/dev_to_mean")
+    rows = [{name: value for name, value in row.items() if name not in new} for row in read_rows(file)]
+    file.write_text(csv_text(rows))
+    module.main(["--continue", str(root)])
+    expected = read_rows(whole / file.name)
+    assert 0 < len(rows) < len(expected)
+    for row in expected:
+        for name in new:
+            del row[name]
+    assert without_times(read_rows(file)) == without_times(expected)
+
+
+def test_a_vae_from_before_the_schedule_had_an_option(stopped_late):
     """It began with the linear fall, which is not the option's default."""
-    file, argv = small_run("vae")
-    whole = script(file).main([*argv, "--lr_schedule", "linear"]).root
-    stop_at(3, signal.SIGTERM)
-    with pytest.raises(SystemExit):
-        script(file).main([*argv, "--lr_schedule", "linear"])
-    (root,) = (p for p in whole.parent.iterdir() if p != whole)
+    whole, root, module = stopped_late("vae", "--lr_schedule", "linear")
     for folder in (whole, root):
         params = read_yaml(folder / "params.yaml")
         del params["lr_schedule"]
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    script(file).main(["--continue", str(root)])
+    module.main(["--continue", str(root)])
     assert_same_end(whole, root)
 
 
