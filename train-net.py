@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None):
         # The frozen convs give an image the same features in every epoch.
         with torch.random.fork_rng([]):
             train, test = (utils.features_of(net, part, args.test_bs, args.precision) for part in (train, test))
-        classify = forward = net.classifier
+        classify = net.classifier
+        forward = compiled(classify, device) if args.compile else classify
     watch = Stopwatch()
 
     def l2_norm() -> torch.Tensor:

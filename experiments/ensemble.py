@@ -5,7 +5,7 @@
 Prints accuracy, NLL, calibration error and Brier score of each run and of the ensemble on the runs' test images.
 """
 
-from models.configs import DATA_SETS
+from models.configs import DATA_SETS, MODELS
 from runs.errors import UserError, one_line_errors
 from runs.options import WHOLE, Parser, number_type, path_type
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from models.metrics import ensemble_log_probs, scores
 
     loaded = [utils.load_network(run) for run in args.runs]
-    names = {params.get("data"): run for run, (_, params) in zip(args.runs, loaded, strict=True)}
+    names = {str(params.get("data")): run for run, (_, params) in zip(args.runs, loaded, strict=True)}
     if len(names) > 1:
         found = ", ".join(f"{name} of {run}" for name, run in names.items())
         raise UserError(f"RUN_DIR: found the data sets {found}, expected one data set")
@@ -37,12 +37,17 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.runs[0]}/params.yaml: found the data set {name}, expected one of {', '.join(DATA_SETS)}"
         )
     _, test = utils.load_data(name)
+    for run, (_, params) in zip(args.runs, loaded, strict=True):
+        shape, n_classes = tuple(test.images.shape[1:]), loaded[0][1]["n_classes"]
+        if MODELS[params["model"]].image_shape != shape or params["n_classes"] != n_classes:
+            found = f"{params['model']} with {params['n_classes']} classes"
+            raise UserError(f"RUN_DIR {run}: found {found}, expected one for images of {shape} with {n_classes}")
     rows, members = [], []
     with torch.inference_mode():
-        for run, (net, _) in zip(args.runs, loaded, strict=True):
+        for i, (run, (net, _)) in enumerate(zip(args.runs, loaded, strict=True)):
             drawn = args.samples and bayesian_layers(net)
             mode, samples = ("weights", args.samples) if drawn else ("det", 1)
-            log_p = utils.predict_log_probs(net, test, mode, samples, args.test_bs)
+            log_p = utils.predict_log_probs(net, test, mode, samples, args.test_bs, seed=i)  # its own draws
             members.append(ensemble_log_probs(log_p))
             rows.append([run, *scores(members[-1], test.labels).values()])
         rows.append(

@@ -4,10 +4,12 @@
 
 1. Each method has the same number of settings. Each setting is trained on few-shot tasks of notMNIST, whose test images
    are of other typefaces (`--tune_splits`). The setting and prediction with the largest mean accuracy are chosen, and
-   written with all others to `settings.yaml`. MNIST's labels choose nothing.
+   written with all others to `settings.yaml`. No label of MNIST chooses a setting here. Two things were chosen earlier
+   on MNIST's training labels: the decoder variances of the VAEs in data/fconv, and the range of the grid.
 2. Each method is trained on MNIST with its chosen settings, for all `--splits` and `--seeds`.
-3. `results.csv`: per method the mean accuracy, NLL and ECE with the standard error over splits, and the paired
-   difference of each method from the first one with its standard error. `differences.png` draws the differences.
+3. `results.csv`: per method the mean accuracy, NLL and ECE with the standard error over splits, and `first_minus_this`,
+   the paired difference in accuracy of the first method minus this one, with its standard error and half of its 95%
+   interval. An interval is for one difference alone, and for these test images. `differences.png` draws them.
 
 Runs are trials of sweeps: the same command continues a stopped one, and skips what is finished. After `--` come the
 options of sweeps.
@@ -138,7 +140,8 @@ def standard_error(values: Sequence[float]) -> float:
 def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
     """A row per method, from its scores by split: means, standard errors, and paired differences from the first method.
 
-    The splits are the independent units: t has n - 1 degrees of freedom, and `interval` is half of the 95% interval.
+    The splits are the independent units. `difference_interval` is half of the 95% interval by Student's t with n - 1
+    degrees of freedom.
     """
     from scipy import stats
 
@@ -150,20 +153,20 @@ def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[
             row[name] = statistics.fmean(s[name] for s in own)
             row[f"{name}_se"] = standard_error([s[name] for s in own])
         differences = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
-        row["lead"], row["lead_se"] = statistics.fmean(differences), standard_error(differences)
-        row["lead_interval"] = row["lead_se"] * stats.t.ppf(0.975, len(own) - 1)
+        row["first_minus_this"], row["difference_se"] = statistics.fmean(differences), standard_error(differences)
+        row["difference_interval"] = row["difference_se"] * stats.t.ppf(0.975, len(own) - 1)
         rows.append(row)
     return rows
 
 
 def plot_differences(rows: Sequence[dict[str, Any]], first: str, path: Path) -> None:
-    """Draw the lead of the first method over each other one, with the 95% interval: a panel per number of images."""
+    """Draw the first method's accuracy minus each other one's, with 95% intervals: a panel per number of images."""
     from sweeps.plots import Curve, plot_panels, save
 
     panels = {}
     for n in dict.fromkeys(row["num_examples"] for row in rows):
         own = [row for row in rows if row["num_examples"] == n and row["method"] != first]
-        columns = ([row[name] for row in own] for name in ("method", "lead", "lead_interval"))
+        columns = ([row[name] for row in own] for name in ("method", "first_minus_this", "difference_interval"))
         panels[f"accuracy: {first} minus method, {n} images"] = [Curve("mean and 95% interval over splits", *columns)]
     save(plot_panels(panels, "method"), path)
 

@@ -17,13 +17,13 @@ def scores(log_p: Tensor, labels: Tensor) -> dict[str, float]:
     """Scores of log probabilities (n, n_classes) for labels (n,), means over the images.
 
     "acc": share of images whose label has the largest probability. "nll": -log p(label), in nats. "ece": expected
-    calibration error, the mean of |accuracy - confidence| over 15 bins of equal width (Guo et al. 2017, "On Calibration
-    of Modern Neural Networks", eq. 3). "brier": sum over classes of (p - [class is the label])^2, from 0 to 2 (Brier
-    1950).
+    calibration error, |accuracy - confidence| of each of 15 bins of equal width, weighted by the bin's images (Guo et
+    al. 2017, "On Calibration of Modern Neural Networks", eq. 3). "brier": sum over classes of (p - [class is the
+    label])^2, from 0 to 2 (Brier 1950).
     """
     from torchmetrics.functional.classification import multiclass_calibration_error  # imports slowly
 
-    p = log_p.exp()
+    p = log_p.exp().clamp(max=1)
     n_classes = p.shape[1]
     return {
         "acc": (log_p.argmax(1) == labels).float().mean().item(),

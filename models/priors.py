@@ -265,10 +265,11 @@ class FlowPrior(SampledPrior):
     @torch.no_grad()
     def deviation(self) -> Tensor:
         """The deviation (k, k) over `BLOCK` samples, which are the same in each call."""
-        device = self.frozen["flow"].scale.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            return self.frozen["flow"].sample(BLOCK).std(0)[0]
+        flow = copy.deepcopy(self.frozen["flow"]).cpu()
+        with torch.random.fork_rng([]):  # on the CPU, so that the generators of other devices stay as they are
+            torch.default_generator.manual_seed(0)
+            deviation = flow.sample(BLOCK).std(0)[0]
+        return deviation.to(self.frozen["flow"].scale.device)
 
 
 class DeepWeightPrior(SampledPrior):

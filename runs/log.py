@@ -94,6 +94,10 @@ class Log:
         from tqdm import tqdm
 
         first = not self.rows
+        if not first and (missing := [name for name in self.rows[0] if name not in row]):
+            raise UserError(
+                f"{self.csv}: found the column {missing[0]}, expected those of this version: start a new run"
+            )
         row = row if first else {name: row[name] for name in self.rows[0]}
         line = table_text(row, len(self.rows) % HEADER_EVERY == 0)
         self.rows.append(row)

@@ -7,9 +7,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES
@@ -80,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         script = environment.get("script") if isinstance(environment, dict) else None
         if script != self.script:
             self.error(f"{label}: found a run of {script or 'an unknown script'}, expected one of {self.script}")
-        stored = self._argv_from_file(file, OLD_VALUES)
+        stored = self._argv_from_file(file)
         own, args = super().parse_args(stored), super().parse_args(stored + argv)
         paths = {action.dest for action in self._actions if action.type is path_type}
         overridable = (paths | set(NOT_IDENTIFYING)) - {"tmp", "resume", "resume_vae", "resume_opt"}
@@ -95,10 +94,10 @@ class Parser(argparse.ArgumentParser):
         args.continue_run = folder
         return args
 
-    def _argv_from_file(self, path: str | Path, absent: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    def _argv_from_file(self, path: str | Path) -> list[str]:
         """The options in a YAML file as words of a command line; unknown options are reported and ignored.
 
-        `absent` gives values of options that the file lacks.
+        Options that the params.yaml of one of our runs lacks have their OLD_VALUES.
         """
         known = {
             action.dest: action for action in self._actions if action.dest not in ("help", "config", "continue_run")
@@ -106,7 +105,8 @@ class Parser(argparse.ArgumentParser):
         argv, ignored = [], []
         with user_error("--config"):
             params = read_yaml(path, as_text=True)
-        params = {key: value for key, value in absent.items() if key in known} | params
+        if isinstance(params.get("environment"), dict):
+            params = {key: value for key, value in OLD_VALUES.items() if key in known} | params
         for key, value in params.items():
             if key in RUN_KEYS:
                 continue

@@ -76,6 +76,11 @@ def test_draws_of_the_weights_are_averaged(runs, capsys):
             "model.torch",
         ),
         ("model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: x\n", "the data set x"),
+        ("model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: [mnist]\n", "['mnist']"),
+        (
+            "model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: svhn\n",
+            "found fconv with 10 classes, expected one for images of (3, 32, 32) with 10",
+        ),
     ],
 )
 def test_what_is_no_run(text, expected, runs, capsys):

@@ -87,7 +87,7 @@ def test_the_protocol(trials, compare, tmp_path, capsys):
     assert (
         [row["method"] for row in rows] == ["a", "b", "2 x a"]
         and rows[0]["splits"] == "3"
-        and float(rows[0]["lead"]) == 0
+        and float(rows[0]["first_minus_this"]) == 0
     )
     assert (tmp_path / "differences.png").stat().st_size > 5000
     before = len(trials)
@@ -146,12 +146,12 @@ def test_the_statistics():
     a, b = rng.random((2, 5, 3))
     as_scores = [[{"acc": x, "nll": 1 - x, "ece": 0.1} for x in values.ravel()] for values in (a, b)]
     first, second = few_shot.result_rows(50, dict(zip("ab", (few_shot.by_split(s, 5) for s in as_scores), strict=True)))
-    assert first["acc"] == pytest.approx(a.mean()) and first["lead"] == first["lead_se"] == 0
+    assert first["acc"] == pytest.approx(a.mean()) and first["first_minus_this"] == first["difference_se"] == 0
     assert second["acc_se"] == pytest.approx(stats.sem(b.mean(1))) and second["ece_se"] == pytest.approx(0)
     test = stats.ttest_rel(a.mean(1), b.mean(1))
-    assert second["lead"] / second["lead_se"] == pytest.approx(test.statistic)
+    assert second["first_minus_this"] / second["difference_se"] == pytest.approx(test.statistic)
     low, high = test.confidence_interval()
-    assert second["lead_interval"] == pytest.approx((high - low) / 2)
+    assert second["difference_interval"] == pytest.approx((high - low) / 2)
 
 
 def test_every_method_has_the_same_budget_and_valid_settings(script):

@@ -185,6 +185,7 @@ def test_a_vae_from_before_the_schedule_had_an_option(stopped_late):
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     module.main(["--continue", str(root)])
     assert_same_end(whole, root)
+    assert module.parse(["--config", str(root / "params.yaml")]).lr_schedule == "linear"
 
 
 @pytest.mark.parametrize("kind", ["read-only", "file", "no links"])
