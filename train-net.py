@@ -63,7 +63,6 @@ def main(argv: list[str] | None = None):
     # Imported after parsing, so that errors in arguments appear at once.
     import torch
     import torch.nn.functional as F
-    from torch import nn
 
     import utils
     from models.build import build_network, conv_layers, init_network
@@ -97,9 +96,9 @@ def main(argv: list[str] | None = None):
     run.track(model=net, opt=optimizer, totals=totals)
     if run.step == 0:
         save_tensors(run.root / "init_kernels.torch", utils.shown_kernels(net.state_dict()))
+    model = MODELS[args.model]
     classify, images = net, test
-    layers = list(net.features)
-    if args.rfe and not args.aug and not any(isinstance(layer, nn.BatchNorm2d | nn.Dropout) for layer in layers):
+    if args.rfe and not (args.aug or args.do or model.batch_norm):
         # The frozen convs give an image the same features in every epoch.
         with torch.random.fork_rng([]):
             train, test = (utils.features_of(net, part, args.test_bs, args.precision) for part in (train, test))
@@ -123,7 +122,7 @@ def main(argv: list[str] | None = None):
         logits = torch.cat(utils.predict(lambda x, _: classify(x), test, args.test_bs, args.precision)).float()
         found = {"test": scores(F.log_softmax(logits, 1), test.labels)}
         net.train()
-        if any(isinstance(module, nn.Dropout) for module in net.modules()):
+        if net.config.dropout:
             with torch.random.fork_rng([]):  # training continues with the same random numbers as without the draws
                 draws = utils.predict_log_probs(net, images, "det", args.ens, args.test_bs, args.precision)
             found["draws"] = scores(ensemble_log_probs(draws), test.labels)
@@ -141,7 +140,7 @@ def main(argv: list[str] | None = None):
         run.save_weights()
         totals.zero_()
 
-    n, least = len(train.labels), MODELS[args.model].least_batch
+    n, least = len(train.labels), model.least_batch
     steps = args.epochs * len(split_batches(torch.arange(n), args.bs, least))
     net.train()
     for epoch in run.epochs(args.epochs):

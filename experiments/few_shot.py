@@ -25,10 +25,12 @@ from typing import Any
 from experiments.methods import METHODS, PREDICTIONS, SAMPLED, SOURCES
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
-from runs.files import atomic_write, write_yaml
-from runs.log import csv_text, read_rows
+from runs.files import write_yaml
+from runs.log import read_rows, write_csv
 from runs.options import SEED, WHOLE, Parser, number_type
-from sweeps.cluster import Resources, add_resource_options, checked_resources, run_sweep
+from sweeps.cluster import Resources, parse_resources, run_sweep
+from sweeps.grid import split_command
+from sweeps.tables import summary
 from sweeps.trials import find_script, make_trial
 
 Score = dict[str, float]
@@ -58,20 +60,14 @@ class Sweeps:
 
         Returns the run directories of each method; the task varies fastest.
         """
-        found: dict[str, list[Path]] = {}
+        found: dict[str, list[Path]] = {method: [] for method in settings}
+        shared = {method: METHODS[method].shared.format(**self.sources) for method in settings}
         for script in dict.fromkeys(METHODS[method].script for method in settings):
-            own = [method for method in settings if METHODS[method].script == script]
-            lines = {
-                method: [
-                    f"{METHODS[method].shared.format(**self.sources)} {setting} {task}"
-                    for setting in settings[method]
-                    for task in tasks
-                ]
-                for method in own
-            }
-            roots = iter(self.run(f"{name}-{Path(script).stem}", script, [line for m in own for line in lines[m]]))
-            found |= {method: [next(roots) for _ in lines[method]] for method in own}
-        return {method: found[method] for method in settings}
+            own = [(m, s, t) for m in settings if METHODS[m].script == script for s in settings[m] for t in tasks]
+            lines = [f"{shared[method]} {setting} {task}" for method, setting, task in own]
+            for (method, *_), root in zip(own, self.run(f"{name}-{Path(script).stem}", script, lines), strict=True):
+                found[method].append(root)
+        return found
 
 
 def read_scores(method: str, root: Path) -> dict[str, Score]:
@@ -105,11 +101,11 @@ def ensemble_scores(roots: Sequence[Path], prediction: str) -> Score:
     from models.metrics import ensemble_log_probs, scores
 
     mode, samples = SAMPLED[prediction]
+    loaded = [utils.load_network(root) for root in roots]
+    _, test = utils.load_data(loaded[0][1]["data"])
     members = []
     with torch.inference_mode():
-        for root in roots:
-            net, params = utils.load_network(root)
-            _, test = utils.load_data(params["data"])
+        for net, params in loaded:
             net.train(prediction == "dropout")
             log_p = utils.predict_log_probs(net, test, mode, samples, params["test_bs"], seed=params["seed"])
             members.append(ensemble_log_probs(log_p))
@@ -132,29 +128,22 @@ def by_split(scores: Sequence[Score], splits: int) -> list[Score]:
     return [mean_scores(scores[i * seeds : (i + 1) * seeds]) for i in range(splits)]
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """The standard error of the mean of independent values; NaN of a single one."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-
-
 def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
     """A row per method, from its scores by split: means, standard errors, and paired differences from the first method.
 
     The splits are the independent units. `difference_interval` is half of the 95% interval by Student's t with n - 1
     degrees of freedom.
     """
-    from scipy import stats
-
     first = next(iter(scores.values()))
     rows = []
     for method, own in scores.items():
         row: dict[str, Any] = {"num_examples": num_examples, "method": method, "splits": len(own)}
         for name in ("acc", "nll", "ece"):
-            row[name] = statistics.fmean(s[name] for s in own)
-            row[f"{name}_se"] = standard_error([s[name] for s in own])
-        differences = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
-        row["first_minus_this"], row["difference_se"] = statistics.fmean(differences), standard_error(differences)
-        row["difference_interval"] = row["difference_se"] * stats.t.ppf(0.975, len(own) - 1)
+            found = summary([s[name] for s in own])
+            row |= {name: found["mean"], f"{name}_se": found["std"] / len(own) ** 0.5}
+        found = summary([a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)])
+        row |= {"first_minus_this": found["mean"], "difference_se": found["std"] / len(own) ** 0.5}
+        row["difference_interval"] = found["high"] - found["mean"]
         rows.append(row)
     return rows
 
@@ -174,7 +163,7 @@ def plot_differences(rows: Sequence[dict[str, Any]], first: str, path: Path) -> 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    own, sweep_words = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, sweep_words = split_command(argv)
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
@@ -186,9 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--ensemble", type=number_type(int, 0), default=5, help="networks in an ensemble of a method; 0: no ensembles")
     add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot")
     args = parser.parse_args(own)
-    sweep_parser = Parser("")
-    add_resource_options(sweep_parser)
-    resources = checked_resources(sweep_parser.parse_args(sweep_words))
+    resources = parse_resources(sweep_words)
     for option in ("num_examples", "methods", "tune_splits", "splits", "seeds"):
         if len(set(getattr(args, option))) < len(getattr(args, option)):
             raise UserError(f"--{option}: found a value twice, expected it once")
@@ -221,8 +208,7 @@ def main(argv: list[str] | None = None) -> None:
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
             by_method[f"{args.ensemble} x {method}"] = [ensemble_scores(group, chosen[method][1]) for group in groups]
         rows += result_rows(n, by_method)
-        with atomic_write(out / "results.csv") as file:
-            file.write(csv_text(rows).encode())
+        write_csv(out / "results.csv", rows)
     plot_differences(rows, args.methods[0], out / "differences.png")
     print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
     print(f"results: {out}")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from runs.directory import ROOT
 from runs.errors import one_line_errors, user_error
-from runs.files import atomic_write
-from runs.log import csv_text
+from runs.log import write_csv
 from runs.options import SEED, WHOLE, Parser, number_type
 
 
@@ -43,8 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_error(f"--data {file}:"):
         figures, rows = vae_figures(vae, drawn, args.samples)
     save_all(figures, args.out, tight=True)
-    with atomic_write(args.out / "kl.csv") as csv_file:
-        csv_file.write(csv_text(rows).encode())
+    write_csv(args.out / "kl.csv", rows)
     print(f"{', '.join(figures)}, kl.csv in {args.out}")
 
 

@@ -48,6 +48,13 @@ def csv_text(rows: Sequence[dict], header: bool = True) -> str:
     return text.getvalue()
 
 
+def write_csv(path: Path, rows: Sequence[dict]) -> Path:
+    """Write rows as CSV, atomically, and return the path."""
+    with atomic_write(path) as file:
+        file.write(csv_text(rows).encode())
+    return path
+
+
 def table_text(row: Row, header: bool) -> str:
     """A row of the printed table, below the line of the columns' names where `header` is true.
 

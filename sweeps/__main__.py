@@ -22,7 +22,7 @@ import tabulate
 from runs.errors import UserError, one_line_errors
 from runs.options import Parser
 from sweeps.cluster import add_resource_options, checked_resources, run_sweep
-from sweeps.grid import grid_file, last_sweep, make_trials, read_sweep, split_options
+from sweeps.grid import grid_file, last_sweep, make_trials, read_sweep, split_command, split_options
 from sweeps.trials import Trial, find_script
 
 
@@ -44,7 +44,7 @@ def print_status(trials: Sequence[Trial]) -> None:
 def main(argv: list[str] | None = None) -> list[Path]:
     """Run a sweep, and return the run directories of its trials, in order. The exit code is 1 if a trial failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    own, shared = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, shared = split_command(argv)
     parser = Parser(__doc__)
     add = parser.add_argument
     add("script", metavar="SCRIPT", nargs="?", default="", help="train-net.py, ..., or any Python script")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -59,6 +60,16 @@ def checked_resources(args: Namespace) -> Resources:
     if args.gpus > 1 and args.gpus != int(args.gpus):
         raise UserError(f"--gpus: found {args.gpus:g}, expected a whole number or one below 1")
     return Resources(args.cpus, args.gpus, args.retries, args.address)
+
+
+def parse_resources(words: Sequence[str]) -> Resources:
+    """The resources in the words after the `--` of a command that runs sweeps. Raises UserError for other options."""
+    parser = Parser("")
+    add_resource_options(parser)
+    args, others = parser.parse_known_args(words)
+    if others:
+        raise UserError(f"--: found {shlex.join(others)}, expected --cpus, --gpus, --retries or --address of a sweep")
+    return checked_resources(args)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,12 @@ MAX_TRIALS = 100_000
 Options = Sequence[tuple[str, list[str]]]  # options of a command line, each with the words after it
 
 
+def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line before `--`, and those after it."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:end]), list(argv[end + 1 :])
+
+
 def split_options(words: Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The words before the first option, and each option with the words after it."""
     first, options = [], []

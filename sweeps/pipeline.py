@@ -20,11 +20,12 @@ from filelock import FileLock, Timeout
 
 from runs.directory import data_root, dwp_path
 from runs.errors import UserError, one_line_errors, require_packages, user_error
-from runs.files import atomic_write, read_yaml, sha256, write_yaml
-from runs.log import csv_text
+from runs.files import read_yaml, sha256, write_yaml
+from runs.log import write_csv
 from runs.options import Parser
-from sweeps.cluster import add_resource_options, checked_resources
+from sweeps.cluster import parse_resources
 from sweeps.collect import collect
+from sweeps.grid import split_command
 from sweeps.scales import SCALES, Scale
 from sweeps.stages import Context, run_stage, store_by_content, sweep_stage
 
@@ -48,13 +49,6 @@ def data_hashes(scale: Scale) -> dict[str, str]:
         utils.load_data(name)
     files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*") if "not-mnist" in names else ()
     return {file.name: sha256(file) for file in sorted(files)}
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> Path:
-    """Write rows as CSV, atomically, and return the path."""
-    with atomic_write(path) as file:
-        file.write(csv_text(rows).encode())
-    return path
 
 
 def extract_kernels(out: Path, k: int, min_norm: float, models: Sequence[Path]) -> list[Path]:
@@ -147,17 +141,12 @@ def run_pipeline(context: Context, scale: Scale) -> None:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    own, sweep_words = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, sweep_words = split_command(argv)
     parser = Parser(__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True, help="which arguments the stages have")
     parser.add_argument("--out", type=Path, help="folder for all but the runs, by default $DWP_PATH/pipeline/<scale>")
     args = parser.parse_args(own)
-    sweep_parser = Parser("")
-    add_resource_options(sweep_parser)
-    sweep_args, others = sweep_parser.parse_known_args(sweep_words)
-    if others:
-        raise UserError(f"--: found {shlex.join(others)}, expected --cpus, --gpus, --retries or --address of a sweep")
-    resources = checked_resources(sweep_args)
+    resources = parse_resources(sweep_words)
     require_packages("pipeline", "ray", "pandas", "pyarrow")
     scale, out = SCALES[args.scale], (args.out or dwp_path() / "pipeline" / args.scale).absolute()
     data = data_hashes(scale)

@@ -108,7 +108,7 @@ def long_run(sandbox, small_run):
 
 @pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
 def test_a_run_whose_terminal_vanishes_continues_as_if_it_never_did(name, long_run):
-    """The terminal of a session closes at a random moment of the training (10 per script: `make soak`)."""
+    """The terminal of a run closes at a random moment of the training (10 per script: `make soak`)."""
     file, argv, whole_root, second_root = long_run(name)
     generator = random.Random(1)
     codes = []

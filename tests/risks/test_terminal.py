@@ -69,7 +69,7 @@ def test_a_path_that_the_output_cannot_encode(sandbox):
 
 
 def test_a_terminal_that_closes(sandbox):
-    """Without the signal, because the terminal is not that of the session: what is written to it fails from then on."""
+    """Without the signal, because the terminal does not control the run: what is written to it fails from then on."""
     terminal, end = pty.openpty()
     streams = {"stdin": subprocess.DEVNULL, "stdout": end, "stderr": end}
     process = start_script("train-net.py", ARGV, start_new_session=True, **streams)
