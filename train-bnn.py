@@ -50,6 +50,7 @@ def parse(argv: list[str] | None = None):
     add("--bound", choices=("elbo", "iwae"), default="elbo", help="bound of the KL of 'vae'; 'iwae' is tighter")
     add("--iwae_samples", type=WHOLE, default=8, help="draws of z per w in the bound 'iwae'")
     add("--ens", type=WHOLE, default=10, help="samples of the network in the evaluated ensemble")
+    add("--draws", type=WHOLE, help="draws of the weights in the evaluated ensemble 'draws'; none: ens")
     add("--logvarinit", type=number_type(float, -50, 50), default=-10.0, help="initial log variance")
     add(
         "--lr_var",
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None):
     net = build_network(args.model, args.net_cfg, args.hid_dim, args.model_size, args.n_classes, **bayes).to(device)
     init_network(net, args.init_list, sources)
     if args.pretrained:
-        load_pretrained(net, args.pretrained)
+        load_pretrained(net, args.pretrained, bool(args.pretrained_classifier))
     for layer in bayesian_layers(net.classifier):
         layer.prior = NormalPrior(args.classifier_lamb or args.lamb)
     with user_error("--prior, --prior_list:"):
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None):
         mean = utils.predict_log_probs(net, test, "det", 1, *settings)[0]
         samples = utils.predict_log_probs(net, test, "stoch", args.ens, *settings)
         with torch.random.fork_rng([]):  # training continues with the same random numbers as without the draws
-            draws = utils.predict_log_probs(net, test, "weights", args.ens, *settings)
+            draws = utils.predict_log_probs(net, test, "weights", args.draws or args.ens, *settings)
         first = (samples[0].argmax(1) == test.labels).float().mean().item()
         found = {"det": mean, "ensemble": ensemble_log_probs(samples), "draws": ensemble_log_probs(draws)}
         found = {name: scores(p, test.labels) for name, p in found.items()}

@@ -23,6 +23,12 @@ def parse(argv: list[str] | None = None):
         help="weight of the sum of squares of all parameters of the conv part, added to the mean cross-entropy",
     )
     add(
+        "--classifier_lamb",
+        type=options.POSITIVE,
+        help="standard deviation S of a normal prior of the classifier: adds the sum of squares of its parameters / "
+        "(2 S^2 n) to the mean cross-entropy of n images; none: no such term",
+    )
+    add(
         "--dwp_reg",
         type=number_type(float, 0),
         default=0.0,
@@ -80,7 +86,7 @@ def main(argv: list[str] | None = None):
     net = build_network(args.model, args.net_cfg, args.hid_dim, args.model_size, args.n_classes, do=args.do).to(device)
     init_network(net, args.init_list, sources)
     if args.pretrained:
-        load_pretrained(net, args.pretrained)
+        load_pretrained(net, args.pretrained, bool(args.pretrained_classifier))
     convs = conv_layers(net)
     if args.rfe:
         for conv in convs:
@@ -109,6 +115,11 @@ def main(argv: list[str] | None = None):
     def l2_norm() -> torch.Tensor:
         """The sum of squares of all parameters of the conv part."""
         return sum(p.square().sum() for p in net.features.parameters())
+
+    def classifier_penalty() -> torch.Tensor:
+        """-log p(classifier) under N(0, classifier_lamb^2) in nats per training image, up to a constant."""
+        squares = sum(p.square().sum() for p in net.classifier.parameters())
+        return squares / (2 * args.classifier_lamb**2 * len(train.labels))
 
     def dwp_bound() -> torch.Tensor:
         """The deep weight prior's bound on -log p(weights) in nats, averaged over `dwp_samples` draws of z."""
@@ -155,6 +166,8 @@ def main(argv: list[str] | None = None):
                 penalties = {}
                 if args.l2:
                     penalties["the l2 term"] = args.l2 * l2_norm()
+                if args.classifier_lamb:
+                    penalties["the classifier_lamb term"] = classifier_penalty()
                 if args.dwp_reg:
                     penalties["the dwp_reg term"] = args.dwp_reg * dwp_bound()
             loss = nll + sum(penalties.values())

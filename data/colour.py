@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.idx import Part
+from data.idx import Part, of_classes
 
 
 def fetch(parts: list[Callable], label: str, files: str) -> list[Any]:
@@ -29,10 +29,8 @@ def read_cifar(root: Path, name: str, classes: range = range(100)) -> list[Part]
     cls = getattr(datasets, name)
     parts = []
     for part in fetch([partial(cls, root, train=train) for train in (True, False)], name, f"{cls.filename} in {root}"):
-        labels = np.array(part.targets, np.int64)
-        chosen = np.isin(labels, classes)
-        images = np.ascontiguousarray(part.data[chosen].transpose(0, 3, 1, 2))
-        parts.append((images, labels[chosen] - classes.start))
+        images, labels = of_classes((part.data, np.array(part.targets, np.int64)), classes)
+        parts.append((np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels))
     return parts
 
 

@@ -14,6 +14,13 @@ MAX_BYTES = 64 * 2**20  # limit of the bytes read from a file, above the size of
 Part = tuple[np.ndarray, np.ndarray]  # images (n, channels, height, width) of uint8, and labels (n,) of int64
 
 
+def of_classes(part: Part, classes: range) -> Part:
+    """The images of these classes, relabelled from 0."""
+    images, labels = part
+    chosen = np.isin(labels, classes)
+    return images[chosen], labels[chosen] - classes.start
+
+
 def idx_bytes(array: np.ndarray) -> bytes:
     """A uint8 array in the IDX format: magic number with the rank, big-endian sizes, data."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)

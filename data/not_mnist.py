@@ -10,6 +10,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.font_manager import findSystemFonts
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from data.idx import MAX_BYTES, Part, idx_bytes, parse_parts, read_idx_bytes, write_file
+from data.idx import MAX_BYTES, Part, idx_bytes, of_classes, parse_parts, read_idx_bytes, write_file
 
 FOLDER = Path("not-mnist", "MNIST", "raw")  # of the IDX files, in the folder of data sets
 LETTERS = "ABCDEFGHIJ"
@@ -140,11 +141,15 @@ def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[
     return counts
 
 
-def load(root: Path) -> list[Part]:
-    """Training and test part. Raises ValueError for an invalid file, and OSError for a missing one."""
+def load(root: Path, classes: range = range(len(LETTERS))) -> list[Part]:
+    """Training and test part, of the letters `classes`. Raises ValueError for an invalid file, OSError without one."""
     names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     try:
         files = {name: read_idx_bytes(root / FOLDER / name) for name in names}
     except OSError as error:
         raise OSError(f"{error}; make it with python data/prepare_not_mnist.py") from None
-    return parse_parts(files, "not-mnist")
+    return [of_classes(part, classes) for part in parse_parts(files, "not-mnist")]
+
+
+letters_a_to_e = partial(load, classes=range(5))
+letters_f_to_j = partial(load, classes=range(5, 10))

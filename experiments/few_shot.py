@@ -2,14 +2,17 @@
 
     python -m experiments.few_shot [--num_examples 50 100] [--methods dwp sn frozen] [--out DIR] [-- --cpus 1]
 
-1. Each method has the same number of settings. Each setting is trained on few-shot tasks of notMNIST, whose test images
-   are of other typefaces (`--tune_splits`). The setting and prediction with the largest mean accuracy are chosen, and
-   written with all others to `settings.yaml`. No label of MNIST chooses a setting here. Two things were chosen earlier
-   on MNIST's training labels: the decoder variances of the VAEs in data/fconv, and the range of the grid.
-2. Each method is trained on MNIST with its chosen settings, for all `--splits` and `--seeds`.
+1. Each method has the same number of settings and one kind of prediction. Each setting is trained on few-shot tasks of
+   notMNIST, whose test images are of other typefaces (`--tune_splits`). The setting with the best mean accuracy or NLL
+   (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting with a run that failed, because
+   its loss was not finite for one, is not chosen. No label of MNIST chooses a setting. The methods that start from a
+   network trained on letters are tuned on the letters A-E and start from one of F-J, and for MNIST from one of A-J.
+   One choice is older than this protocol: the decoder variances of the VAEs in data/fconv, by MNIST's training labels.
+2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method the mean accuracy, NLL and ECE with the standard error over splits, and `first_minus_this`,
    the paired difference in accuracy of the first method minus this one, with its standard error and half of its 95%
-   interval. An interval is for one difference alone, and for these test images. `differences.png` draws them.
+   interval; the first ensemble is the one that ensembles are compared with. An interval is for one difference alone,
+   and for these test images. `differences.png` draws them.
 
 Runs are trials of sweeps: the same command continues a stopped one, and skips what is finished. After `--` come the
 options of sweeps.
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.methods import METHODS, PREDICTIONS, SAMPLED, SOURCES
+from experiments.methods import METHODS, PREDICTIONS, SOURCES
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
 from runs.files import write_yaml
@@ -42,79 +45,84 @@ class Sweeps:
     def __init__(self, resources: Resources, command: str):
         self.resources = resources
         self.command = command
-        self.sources: dict[str, str] = {}  # run directories, quoted, by name in SOURCES
 
-    def run(self, name: str, script: str, lines: Sequence[str]) -> list[Path]:
-        """The run directories of trials of a script, given by their arguments. Raises as `run_sweep`."""
+    def run(self, name: str, script: str, lines: Sequence[str], may_fail: bool = False) -> list[Path | None]:
+        """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
         trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
-        return run_sweep(f"few-shot-{name}", trials, self.resources, self.command)
+        return run_sweep(f"few-shot-{name}", trials, self.resources, self.command, may_fail)
 
-    def train_sources(self, methods: Sequence[str]) -> None:
-        """Train the runs of SOURCES that the methods start from."""
+    def train_sources(self, methods: Sequence[str], tuning: bool) -> dict[str, str]:
+        """Train the runs of SOURCES that the methods start from. Returns their directories, quoted, by name."""
+        data, found = ("not-mnist5-rest" if tuning else "not-mnist"), {}
         for name, (script, line) in SOURCES.items():
             if any(f"{{{name}}}" in METHODS[method].shared for method in methods):
-                self.sources[name] = shlex.quote(str(self.run(name, script, [line])[0]))
+                (root,) = self.run(f"{name}-{data}", script, [line.format(data=data)])
+                found[name] = shlex.quote(str(root))
+        return found
 
-    def train(self, name: str, settings: dict[str, Sequence[str]], tasks: Sequence[str]) -> dict[str, list[Path]]:
-        """Train each method with each of its settings on each task, one sweep per script.
+    def train(
+        self, name: str, settings: dict[str, Sequence[str]], tasks: Sequence[str], tuning: bool = False
+    ) -> dict[str, list[Path | None]]:
+        """Train each method with each of its settings on each task, one sweep per script; of a failed run None.
 
-        Returns the run directories of each method; the task varies fastest.
+        Returns the run directories of each method; the task varies fastest. Only in `tuning` may runs fail.
         """
-        found: dict[str, list[Path]] = {method: [] for method in settings}
-        shared = {method: METHODS[method].shared.format(**self.sources) for method in settings}
+        found: dict[str, list[Path | None]] = {method: [] for method in settings}
+        sources = self.train_sources(list(settings), tuning)
+        shared = {method: METHODS[method].shared.format(**sources) for method in settings}
         for script in dict.fromkeys(METHODS[method].script for method in settings):
             own = [(m, s, t) for m in settings if METHODS[m].script == script for s in settings[m] for t in tasks]
             lines = [f"{shared[method]} {setting} {task}" for method, setting, task in own]
-            for (method, *_), root in zip(own, self.run(f"{name}-{Path(script).stem}", script, lines), strict=True):
+            if tuning:
+                lines = [f"{line} --data {METHODS[m].tune_data}" for line, (m, *_) in zip(lines, own, strict=True)]
+            roots = self.run(f"{name}-{Path(script).stem}", script, lines, may_fail=tuning)
+            for (method, *_), root in zip(own, roots, strict=True):
                 found[method].append(root)
         return found
 
 
-def read_scores(method: str, root: Path) -> dict[str, Score]:
-    """The scores of a finished run, by prediction."""
-    script = METHODS[method].script
-    last = read_rows(root / f"{script}-logs.csv")[-1]
-    return {
-        prediction: {score: last[column] for score, column in columns.items()}
-        for prediction, columns in PREDICTIONS[script].items()
-        if set(columns.values()) <= last.keys()
-    }
+def read_score(method: str, root: Path) -> Score:
+    """The scores of a finished run by the method's prediction."""
+    last = read_rows(root / f"{METHODS[method].script}-logs.csv")[-1]
+    return {score: last[column] for score, column in PREDICTIONS[METHODS[method].prediction].columns.items()}
 
 
-def choose(
-    method: str, settings: Sequence[str], roots: Sequence[Path]
-) -> tuple[dict[tuple[str, str], Score], str, str]:
-    """The mean scores of each setting and prediction over the tasks, and those with the largest accuracy."""
-    tasks = len(roots) // len(settings)
-    means: dict[tuple[str, str], Score] = {}
+def choose(method: str, roots: Sequence[Path | None], by: str) -> tuple[dict[str, Score | None], str]:
+    """The mean scores over the tasks of each setting of a method, and the setting with the best of the score `by`.
+
+    A setting with a failed run has None. Raises UserError where all have.
+    """
+    settings = METHODS[method].settings
+    tasks, means = len(roots) // len(settings), {}
     for i, setting in enumerate(settings):
-        runs = [read_scores(method, root) for root in roots[i * tasks : (i + 1) * tasks]]
-        means |= {(setting, prediction): mean_scores([run[prediction] for run in runs]) for prediction in runs[0]}
-    return means, *max(means, key=lambda choice: means[choice]["acc"])
+        own = roots[i * tasks : (i + 1) * tasks]
+        means[setting] = mean_scores([read_score(method, root) for root in own]) if all(own) else None
+    finished = [setting for setting in settings if means[setting]]
+    if not finished:
+        raise UserError(f"--methods: found no setting of {method} whose runs all finished, expected one")
+    return means, (max if by == "acc" else min)(finished, key=lambda setting: means[setting][by])
 
 
-def ensemble_scores(roots: Sequence[Path], prediction: str) -> Score:
-    """The scores of the mean of the networks' probabilities on MNIST's test images."""
-    import torch
-
+def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
+    """The scores on MNIST's test images of the mean of the probabilities of a method's networks."""
     import utils
+    from experiments.ensemble import member_log_probs
     from models.metrics import ensemble_log_probs, scores
+    from runs.device import choose_device
 
-    mode, samples = SAMPLED[prediction]
-    loaded = [utils.load_network(root) for root in roots]
-    _, test = utils.load_data(loaded[0][1]["data"])
-    members = []
-    with torch.inference_mode():
-        for net, params in loaded:
-            net.train(prediction == "dropout")
-            log_p = utils.predict_log_probs(net, test, mode, samples, params["test_bs"], seed=params["seed"])
-            members.append(ensemble_log_probs(log_p))
-    return scores(ensemble_log_probs(torch.stack(members)), test.labels)
+    device, prediction = choose_device("auto"), PREDICTIONS[METHODS[method].prediction]
+    nets, params = zip(*(utils.load_network(root, device) for root in roots), strict=True)
+    test = utils.DataSet(*(t.to(device) for t in utils.load_data(params[0]["data"])[1]))
+    for net in nets:
+        net.train(prediction.dropout)
+    kinds = [(prediction.mode, prediction.samples)] * len(nets)
+    members = member_log_probs(nets, test, kinds, [p["seed"] for p in params], params[0]["test_bs"])
+    return scores(ensemble_log_probs(members), test.labels)
 
 
-def mnist_tasks(n: int, splits: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    """The arguments of the tasks that are reported, with n images; the seed varies fastest."""
-    return [f"--data mnist --num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
+def tasks_of(n: int, splits: Sequence[int], seeds: Sequence[int], data: str = "") -> list[str]:
+    """The arguments of tasks with n images; the seed varies fastest."""
+    return [f"{data} --num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
 
 
 def mean_scores(scores: Sequence[Score]) -> Score:
@@ -131,32 +139,34 @@ def by_split(scores: Sequence[Score], splits: int) -> list[Score]:
 def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
     """A row per method, from its scores by split: means, standard errors, and paired differences from the first method.
 
-    The splits are the independent units. `difference_interval` is half of the 95% interval by Student's t with n - 1
-    degrees of freedom.
+    Ensembles are compared with the first ensemble. The splits are the independent units. `difference_interval` is half
+    of the 95% interval by Student's t with n - 1 degrees of freedom.
     """
-    first = next(iter(scores.values()))
     rows = []
     for method, own in scores.items():
+        first = next(name for name in scores if name.startswith("ensemble") == method.startswith("ensemble"))
         row: dict[str, Any] = {"num_examples": num_examples, "method": method, "splits": len(own)}
         for name in ("acc", "nll", "ece"):
             found = summary([s[name] for s in own])
             row |= {name: found["mean"], f"{name}_se": found["std"] / len(own) ** 0.5}
-        found = summary([a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)])
-        row |= {"first_minus_this": found["mean"], "difference_se": found["std"] / len(own) ** 0.5}
+        found = summary([a["acc"] - b["acc"] for a, b in zip(scores[first], own, strict=True)])
+        row |= {"first": first, "first_minus_this": found["mean"], "difference_se": found["std"] / len(own) ** 0.5}
         row["difference_interval"] = found["high"] - found["mean"]
         rows.append(row)
     return rows
 
 
-def plot_differences(rows: Sequence[dict[str, Any]], first: str, path: Path) -> None:
+def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the first method's accuracy minus each other one's, with 95% intervals: a panel per number of images."""
     from sweeps.plots import Curve, plot_panels, save
 
     panels = {}
     for n in dict.fromkeys(row["num_examples"] for row in rows):
-        own = [row for row in rows if row["num_examples"] == n and row["method"] != first]
+        own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"]]
         columns = ([row[name] for row in own] for name in ("method", "first_minus_this", "difference_interval"))
-        panels[f"accuracy: {first} minus method, {n} images"] = [Curve("mean and 95% interval over splits", *columns)]
+        panels[f"accuracy: {rows[0]['first']} minus method, {n} images"] = [
+            Curve("mean and 95% interval over splits", *columns)
+        ]
     save(plot_panels(panels, "method"), path)
 
 
@@ -173,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--splits", type=splits, nargs="+", default=list(range(10)), help="splits of MNIST")
     add("--seeds", type=SEED, nargs="+", default=[42, 43, 44], help="seeds of each split of MNIST")
     add("--ensemble", type=number_type(int, 0), default=5, help="networks in an ensemble of a method; 0: no ensembles")
-    add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot")
+    add("--choose_by", choices=("acc", "nll"), default="acc", help="score that chooses a setting: its mean over tasks")
+    add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot-<choose_by>")
     args = parser.parse_args(own)
     resources = parse_resources(sweep_words)
     for option in ("num_examples", "methods", "tune_splits", "splits", "seeds"):
@@ -182,34 +193,33 @@ def main(argv: list[str] | None = None) -> None:
     require_packages("few_shot", "ray")
     import tabulate
 
-    out = (args.out or dwp_path() / "few-shot").absolute()
+    out = (args.out or dwp_path() / f"few-shot-{args.choose_by}").absolute()
     sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}")
-    sweeps.train_sources(args.methods)
     settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
     rows: list[dict[str, Any]] = []
     for n in args.num_examples:
-        tasks = [f"--data not-mnist --num_examples {n} --data_split_seed {k} --seed 42" for k in args.tune_splits]
-        tuned = sweeps.train(f"{n}-tune", {method: METHODS[method].settings for method in args.methods}, tasks)
+        tried = {method: METHODS[method].settings for method in args.methods}
+        tuned = sweeps.train(f"{n}-tune", tried, tasks_of(n, args.tune_splits, [42]), tuning=True)
         chosen = {}
         for method, roots in tuned.items():
-            means, *chosen[method] = choose(method, METHODS[method].settings, roots)
-            settings[f"{n} images, {method}"] = " | ".join(chosen[method])
-            settings[f"{n} images, {method}, tried"] = [f"{' | '.join(key)}: {score}" for key, score in means.items()]
+            means, setting = choose(method, roots, args.choose_by)
+            chosen[method] = [setting]
+            settings[f"{n} images, {method}"] = setting
+            settings[f"{n} images, {method}, tried"] = [f"{setting}: {score}" for setting, score in means.items()]
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
-        one = {method: [setting] for method, (setting, _) in chosen.items()}
-        results = sweeps.train(str(n), one, mnist_tasks(n, args.splits, args.seeds))
+        results = sweeps.train(str(n), chosen, tasks_of(n, args.splits, args.seeds, "--data mnist"))
         by_method = {
-            method: by_split([read_scores(method, root)[chosen[method][1]] for root in roots], len(args.splits))
+            method: by_split([read_score(method, root) for root in roots], len(args.splits))
             for method, roots in results.items()
         }
-        more = {method: setting for method, setting in one.items() if args.ensemble and METHODS[method].ensemble}
-        seeds = range(args.seeds[0], args.seeds[0] + args.ensemble)
-        for method, roots in sweeps.train(f"{n}-ensembles", more, mnist_tasks(n, args.splits, seeds)).items():
+        more = {method: setting for method, setting in chosen.items() if args.ensemble and METHODS[method].ensemble}
+        tasks = tasks_of(n, args.splits, range(args.seeds[0], args.seeds[0] + args.ensemble), "--data mnist")
+        for method, roots in sweeps.train(f"{n}-ensembles", more, tasks).items():
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
-            by_method[f"{args.ensemble} x {method}"] = [ensemble_scores(group, chosen[method][1]) for group in groups]
+            by_method[f"ensemble of {args.ensemble}: {method}"] = [ensemble_score(method, group) for group in groups]
         rows += result_rows(n, by_method)
         write_csv(out / "results.csv", rows)
-    plot_differences(rows, args.methods[0], out / "differences.png")
+    plot_differences(rows, out / "differences.png")
     print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
     print(f"results: {out}")
 

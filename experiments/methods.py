@@ -1,7 +1,8 @@
 """The methods that `experiments.few_shot` compares, each with the same number of settings to choose from."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from runs.directory import ROOT
@@ -9,35 +10,34 @@ from runs.directory import ROOT
 FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
-SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae"
-BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --epochs 1000 --eval_freq 1000 --kl_kernels 256 --ens 30"
-NET = f"{SHAPE} --eval_freq 1000000"
+SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
+SAMPLES = 30  # of a predictive distribution
+BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --epochs 300 --lr_var 0.06 --kl_kernels 1024"
+BNN += f" --ens 1 --draws {SAMPLES}"
+NET = f"{SHAPE} --classifier_lamb 1"
 
-# The scores of a prediction by their columns in the log: of train-bnn.py the mean network's, those of an ensemble with
-# noise on pre-activations and of one of draws of the weights; of train-net.py the network's.
+
+class Prediction(NamedTuple):
+    """A prediction of a network.
+
+    mode, samples : the mode of Bayesian layers, and the number of samples whose probabilities are averaged.
+    columns : the columns of its scores in the run's log.
+    dropout : whether the dropout is on.
+    """
+
+    mode: str
+    samples: int
+    columns: Mapping[str, str]
+    dropout: bool = False
+
+
+DRAWS = {score: f"draws/{score}" for score in ("acc", "nll", "ece")}
 PREDICTIONS = {
-    "train-bnn.py": {
-        "mean network": {"acc": "det_test_acc", "nll": "det/nll", "ece": "det/ece"},
-        "noise": {"acc": "ens[30]_test_acc", "nll": "test_nll", "ece": "ensemble/ece"},
-        "draws": {"acc": "draws/acc", "nll": "draws/nll", "ece": "draws/ece"},
-    },
-    "train-net.py": {
-        "network": {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"},
-        "dropout": {"acc": "draws/acc", "nll": "draws/nll", "ece": "draws/ece"},
-    },
+    "draws": Prediction("weights", SAMPLES, DRAWS),
+    "mean network": Prediction("det", 1, {"acc": "det_test_acc", "nll": "det/nll", "ece": "det/ece"}),
+    "network": Prediction("det", 1, {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}),
+    "dropout": Prediction("det", SAMPLES, DRAWS, dropout=True),
 }
-# The mode of Bayesian layers and the number of samples of each prediction.
-SAMPLED = {"mean network": ("det", 1), "noise": ("stoch", 30), "draws": ("weights", 30), "network": ("det", 1)}
-SAMPLED |= {"dropout": ("det", 30)}
-# KL weights, each with the deviation of the classifier's prior that keeps the weight of the classifier's penalty at 1.
-KL_WEIGHTS = ("1 --classifier_lamb 1", "0.1 --classifier_lamb 0.3", "0.01 --classifier_lamb 0.1")
-RATES = ("", "--lr_var 0.02")
-
-
-def bayesian_settings(*more: str) -> list[str]:
-    """Settings of each KL weight: with the two rates of the variances, and with the larger rate and each of `more`."""
-    weights = [f"--kl_weight {weight}" for weight in KL_WEIGHTS]
-    return [f"{weight} {rate}".strip() for weight in weights for rate in (*RATES, *(f"{RATES[1]} {m}" for m in more))]
 
 
 class Method(NamedTuple):
@@ -46,14 +46,33 @@ class Method(NamedTuple):
     script : name of the script.
     shared : the arguments of all trials; `{flow7x7}` and so on stand for the run directories of SOURCES.
     settings : further arguments to choose from.
+    prediction : a name in PREDICTIONS.
     ensemble : whether an ensemble of networks with different seeds is reported as well.
+    tune_data : the data set of the tasks that choose the setting.
     """
 
     script: str
     shared: str
     settings: Sequence[str]
+    prediction: str
     ensemble: bool = False
+    tune_data: str = "not-mnist"
 
+
+def grid(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Each of the first arguments with each of the second."""
+    return [f"{a} {b}".strip() for a, b in product(first, second)]
+
+
+def options(name: str, *values: float) -> list[str]:
+    """An option with each of these values."""
+    return [f"--{name} {value:g}" for value in values]
+
+
+# KL weights, each with the deviation of the classifier's prior that keeps its penalty that of N(0, 1).
+KL_WEIGHTS = [f"--kl_weight {w:g} --classifier_lamb {w**0.5:.3g}" for w in (0.003, 0.01, 0.03)]
+BAYESIAN = grid(KL_WEIGHTS, options("lr", 0.003, 0.01, 0.03))
+RATES = options("lr", 0.001, 0.003, 0.01)  # of deterministic networks
 
 # Runs on the source domain that some methods start from, by name: a script and its arguments.
 SOURCES = {
@@ -67,49 +86,64 @@ SOURCES = {
     ),
     "narrow": (
         "train-net.py",
-        "--data not-mnist --hid_dim 32 128 --l2 0.001 --bs 64 --lr 0.003 --epochs 8 --eval_freq 8",
+        "--data {data} --hid_dim 32 128 --l2 0.001 --bs 64 --lr 0.003 --epochs 8 --eval_freq 8",
     ),
     "wide": (
         "train-net.py",
-        "--data not-mnist --hid_dim 256 512 --l2 0.001 --bs 64 --lr 0.003 --epochs 4 --eval_freq 4",
+        "--data {data} --hid_dim 256 512 --l2 0.001 --bs 64 --lr 0.003 --epochs 4 --eval_freq 4",
     ),
 }
-TUNED = "--epochs 300 --eval_freq 1000000 --init_list pretrained --pretrained"
-FINE_TUNING = [f"{how} --lr {lr}" for how in ("", "--l2 0.001", "--rfe 1") for lr in ("0.0001", "0.0003", "0.001")]
+TUNED = "--epochs 300 --eval_freq 0 --classifier_lamb 1 --init_list pretrained --pretrained_classifier 0 --pretrained"
+FINE_TUNING = grid(("", "--l2 0.001", "--rfe 1"), options("lr", 0.0003, 0.001, 0.003))
 
 METHODS = {
-    "dwp": Method("train-bnn.py", f"{BNN} --prior vae", bayesian_settings("--logvarinit -7"), ensemble=True),
+    "dwp": Method("train-bnn.py", f"{BNN} --prior vae", BAYESIAN, "draws", ensemble=True),
+    "dwp-mean": Method("train-bnn.py", f"{BNN} --prior vae", BAYESIAN, "mean network", ensemble=True),
     "frozen": Method(
         "train-net.py",
-        f"{NET} --rfe 1",
-        [f"--lr {lr} --epochs {epochs}" for lr in ("0.0003", "0.001", "0.003") for epochs in (300, 1000, 3000)],
+        f"{SHAPE} --rfe 1 --epochs 1000",
+        grid(options("classifier_lamb", 0.3, 1, 3), RATES),
+        "network",
         ensemble=True,
     ),
     "map": Method(
         "train-net.py",
-        f"{NET} --epochs 1000",
-        [f"--dwp_reg {w} --lr {lr}" for w in ("0.00001", "0.0001", "0.001") for lr in ("0.0003", "0.001", "0.003")],
+        f"{NET} --epochs 300",
+        grid(options("dwp_reg", 0.0002, 0.002, 0.02), RATES),
+        "network",
         ensemble=True,
     ),
-    "no": Method("train-bnn.py", f"{BNN} --prior no", bayesian_settings("--logvarinit -7")),
-    "sn": Method("train-bnn.py", f"{BNN} --prior sn", bayesian_settings("--lamb 0.1")),
-    "gauss": Method("train-bnn.py", f"{BNN} {KERNELS} --prior gauss", bayesian_settings("--logvarinit -7")),
-    "loguniform": Method("train-bnn.py", f"{BNN} --prior loguniform", bayesian_settings("--logvarinit -7")),
-    "l2": Method(
-        "train-net.py",
-        f"{NET} --epochs 1000",
-        [f"--l2 {w} --lr {lr}" for w in ("0.001", "0.01", "0.1") for lr in ("0.0003", "0.001", "0.003")],
-    ),
-    "flow": Method(
+    "no": Method(
         "train-bnn.py",
-        f"{BNN} --prior flow --flow_list {{flow7x7}} {{flow5x5}}",
-        bayesian_settings("--logvarinit -7"),
+        f"{BNN} --prior no",
+        BAYESIAN,
+        "draws",
     ),
+    "sn": Method(
+        "train-bnn.py", f"{BNN} --prior sn --lr 0.01", grid(KL_WEIGHTS, options("lamb", 0.1, 0.3, 1)), "draws"
+    ),
+    "gauss": Method("train-bnn.py", f"{BNN} {KERNELS} --prior gauss", BAYESIAN, "draws"),
+    "loguniform": Method("train-bnn.py", f"{BNN} --prior loguniform", BAYESIAN, "draws"),
+    "flow": Method("train-bnn.py", f"{BNN} --prior flow --flow_list {{flow7x7}} {{flow5x5}}", BAYESIAN, "draws"),
+    "l2": Method("train-net.py", f"{NET} --epochs 300", grid(options("l2", 0.001, 0.01, 0.1), RATES), "network"),
     "dropout": Method(
         "train-net.py",
-        f"{NET} --epochs 1000 --net_cfg vanilla-do --ens 30",
-        [f"--do {p} {p} --lr {lr}" for p in ("0.1", "0.3", "0.5") for lr in ("0.0003", "0.001", "0.003")],
+        f"{NET} --epochs 300 --net_cfg vanilla-do --ens {SAMPLES}",
+        grid([f"--do {p} {p}" for p in (0.1, 0.3, 0.5)], RATES),
+        "dropout",
     ),
-    "narrow": Method("train-net.py", f"--hid_dim 32 128 {TUNED} {{narrow}}/model.torch", FINE_TUNING),
-    "wide": Method("train-net.py", f"--hid_dim 256 512 {TUNED} {{wide}}/model.torch", FINE_TUNING),
+    "narrow": Method(
+        "train-net.py",
+        f"--hid_dim 32 128 {TUNED} {{narrow}}/model.torch",
+        FINE_TUNING,
+        "network",
+        tune_data="not-mnist5",
+    ),
+    "wide": Method(
+        "train-net.py",
+        f"--hid_dim 256 512 {TUNED} {{wide}}/model.torch",
+        FINE_TUNING,
+        "network",
+        tune_data="not-mnist5",
+    ),
 }

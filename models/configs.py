@@ -69,6 +69,8 @@ VAES: dict[int, str] = {
 DATA_SETS: dict[str, str] = {
     "mnist": "data.mnist:load",
     "not-mnist": "data.not_mnist:load",
+    "not-mnist5": "data.not_mnist:letters_a_to_e",
+    "not-mnist5-rest": "data.not_mnist:letters_f_to_j",
     "cifar": "data.colour:cifar",
     "cifar100": "data.colour:cifar100",
     "svhn": "data.colour:svhn",

@@ -106,21 +106,25 @@ def load_checked(module: nn.Module, state: dict[str, Tensor], label: str) -> Non
     module.load_state_dict(state)
 
 
-def load_pretrained(net: nn.Module, path: str) -> None:
+def load_pretrained(net: nn.Module, path: str, classifier: bool = True) -> None:
     """Load a state dict file into a network (option `pretrained`). Deterministic weights become posterior means.
 
-    Log variances and trained reverse models that the file lacks stay as they are. Raises UserError.
+    Log variances and trained reverse models that the file lacks stay as they are, and so does the classifier unless it
+    is to be loaded. Raises UserError.
     """
     with user_error("--pretrained"):
         state = load_state(path)
     own = net.state_dict()
+    kept = {} if classifier else {name: value for name, value in own.items() if name.startswith("classifier.")}
     renamed = {}
     for name, value in state.items():
+        if not classifier and name.startswith("classifier."):
+            continue
         layer, _, kind = name.rpartition(".")
         renamed[f"{layer}.mean.{kind}" if name not in own and f"{layer}.mean.{kind}" in own else name] = value
     # A deterministic network has neither deviations nor trained reverse models.
     bayesian = {n: v for n, v in own.items() if n.endswith((".var.weight", ".w_alpha")) or ".prior." in n}
-    load_checked(net, bayesian | renamed, f"--pretrained {path}")
+    load_checked(net, bayesian | renamed | kept, f"--pretrained {path}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], label: str) -> None:

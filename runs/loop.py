@@ -191,8 +191,12 @@ class Run:
             self._stop_if_asked()
 
     def should_evaluate(self, t: int, last: int) -> bool:
-        """Whether to evaluate at t, an epoch or step of 1..last: at the first, the last, and every `eval_freq`."""
-        return t == 1 or t % self.args.eval_freq == 0 or t == last
+        """Whether to evaluate at t, an epoch or step of 1..last: at the first, the last, and every `eval_freq`.
+
+        With an `eval_freq` of 0 only at the last.
+        """
+        freq = self.args.eval_freq
+        return t == last or (freq > 0 and (t == 1 or t % freq == 0))
 
     def require_finite(self, terms: Mapping[str, Tensor]) -> None:
         """End the run with a `UserError` if a term of the loss is not finite; `terms` maps names to scalars.

@@ -206,7 +206,10 @@ def add_run_options(parser: Parser) -> None:
         help="'bf16': convs and products in bfloat16, parameters and sums in float32; 'auto': bf16 where it is native",
     )
     group.add_argument(
-        "--eval_freq", type=WHOLE, default=1, help="epochs between evaluations, which also write the model"
+        "--eval_freq",
+        type=number_type(int, 0),
+        default=1,
+        help="epochs between evaluations, which also write the model; 0: one after the last epoch",
     )
     group.add_argument(
         "--checkpoint_freq",
@@ -294,6 +297,13 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     init.add_argument(
         "--pretrained", type=path_type, metavar="FILE", default="", help="state dict of a network (init 'pretrained')"
     )
+    init.add_argument(
+        "--pretrained_classifier",
+        type=switch_type,
+        choices=(0, 1),
+        default=1,
+        help="0: of the file 'pretrained' only the layers before the classifier are taken",
+    )
 
 
 def check_net_cfg(args: argparse.Namespace, bayesian: bool) -> None:
@@ -332,6 +342,8 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
         raise UserError(f"--decrease_from: found {args.decrease_from}, expected less than --epochs {args.epochs}")
     if bool(args.pretrained) != ("pretrained" in args.init_list):
         raise UserError("--pretrained FILE and --init_list pretrained go together: found one without the other")
+    if not (args.pretrained or args.pretrained_classifier):
+        raise UserError("--pretrained_classifier: found 0 without --pretrained, expected a file")
     for kind in SOURCES:
         given = getattr(args, f"{kind}_list")
         if len(given) > len(sizes):

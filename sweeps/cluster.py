@@ -267,12 +267,15 @@ def run_unfinished(name: str, trials: Sequence[Trial], resources: Resources, rec
             return run_trials(ray, unfinished, bar, received, resources)
 
 
-def run_sweep(name: str, trials: Sequence[Trial], resources: Resources, command: str) -> list[Path]:
+def run_sweep(
+    name: str, trials: Sequence[Trial], resources: Resources, command: str, may_fail: bool = False
+) -> list[Path | None]:
     """Run the trials of a sweep that are not finished, and return the run directories of all, in order.
 
-    `name` is that of the sweep's folder in $DWP_PATH/sweeps. Raises UserError where Ray cannot be used, Stopped after a
-    stop signal, with the `command` that continues the sweep, and SystemExit with code 1 where trials failed, which are
-    named on stderr.
+    `name` is that of the sweep's folder in $DWP_PATH/sweeps. A trial of a script that makes no run directory, or one
+    that failed, has None. Raises UserError where Ray cannot be used, Stopped after a stop signal, with the `command`
+    that continues the sweep, and unless trials `may_fail` SystemExit with code 1 where some did. They are named on
+    stderr.
     """
     errors: dict[str, str] = {}
     with stop_signals() as received:
@@ -289,6 +292,7 @@ def run_sweep(name: str, trials: Sequence[Trial], resources: Resources, command:
         if trial.key in errors:
             print(f"failed: {trial.label}: {errors[trial.key]} ({trial.file('err')})", file=sys.stderr)
     print(f"{len(trials) - len(errors)} of {len(trials)} trials are finished")
-    if errors:
+    if errors and not may_fail:
         sys.exit(1)
-    return [Path(root) for trial in trials if (root := trial.record()["root"])]
+    roots = [trial.record()["root"] if trial.key not in errors else "" for trial in trials]
+    return [Path(root) if root else None for root in roots]

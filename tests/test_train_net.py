@@ -89,6 +89,8 @@ def test_fastconv_counts_steps(small_inputs, script):
     assert [row["t"] for row in run.rows] == [1, 4, 8, 10]  # 5 epochs of 2 steps
     run = script("train-net.py").main([*argv, "--eval_freq", "4"])
     assert [row["t"] for row in run.rows] == [1, 4, 5]
+    run = script("train-net.py").main([*argv, "--eval_freq", "0"])
+    assert [row["t"] for row in run.rows] == [5] and (run.root / "model.torch").exists()
 
 
 def test_dwp_reg_is_added_to_the_loss(small_inputs, script):
@@ -96,6 +98,34 @@ def test_dwp_reg_is_added_to_the_loss(small_inputs, script):
     row = script("train-net.py").main([*argv, "--dwp_reg", "0.01", "--dwp_samples", "50"]).rows[-1]
     rest = row["loss"] - row["train_nll"] - 0.1 * row["l2_norm"]
     assert rest == pytest.approx(0.01 * row["dwp_reg"], rel=0.02)
+
+
+def test_the_classifiers_prior_is_added_to_the_loss(small_inputs, script):
+    argv = [*network_argv(small_inputs, "fconv", "vanilla", "vae"), "--lr", "1e-12", "--bs", "20"]
+    run = script("train-net.py").main([*argv, "--classifier_lamb", "0.2"])
+    state = torch.load(run.root / "model.torch", weights_only=True)
+    weights = torch.cat([state[f"classifier.{name}"].double().flatten() for name in ("weight", "bias")])
+    prior = torch.distributions.Normal(0, 0.2)  # its -log density, less that of weights of 0
+    penalty = (prior.log_prob(torch.zeros(())) - prior.log_prob(weights)).sum().item() / 20
+    assert run.rows[-1]["loss"] - run.rows[-1]["train_nll"] == pytest.approx(penalty, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["train-net.py", "train-bnn.py"])
+def test_the_convs_of_a_trained_network_for_other_classes(name, small_inputs, script):
+    first = script("train-net.py").main(
+        [*network_argv(small_inputs, "fconv", "vanilla", "xavier"), "--n_classes", "12"]
+    )
+    net_cfg = "vanilla" if name == "train-net.py" else "bayes"
+    argv = ["--lr", "1e-12", *network_argv(small_inputs, "fconv", net_cfg, "pretrained")]
+    argv[argv.index("--pretrained") + 1] = str(first.root / "model.torch")
+    with pytest.raises(SystemExit):
+        script(name).main(argv)
+    second = script(name).main([*argv, "--pretrained_classifier", "0"])
+    a, b = (utils.get_kernels(torch.load(run.root / "model.torch", weights_only=True)) for run in (first, second))
+    for size in (7, 5):
+        torch.testing.assert_close(a[size], b[size])
+    with pytest.raises(SystemExit):  # without a file
+        script(name).main([*argv[: argv.index("--init_list")], "--pretrained_classifier", "0"])
 
 
 def test_a_last_image_alone_under_batch_norm(small_inputs, script, capsys):

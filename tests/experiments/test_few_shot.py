@@ -15,12 +15,18 @@ from tests.conftest import network_argv
 
 @pytest.fixture
 def trials(small_inputs, script, monkeypatch):
-    """The trials that were trained, in order, with their run directories. They run in this process, without Ray."""
+    """The trials that were trained, in order, with their run directories. They run in this process, without Ray.
+
+    A trial with the learning rate 1e30 fails.
+    """
     done = {}
 
-    def run_sweep(name, trials, resources, command):
+    def run_sweep(name, trials, resources, command, may_fail):
         for trial in trials:
-            if trial.key not in done:
+            if "--lr 1e30" in trial.label:
+                assert may_fail
+                done[trial.key] = (trial, None)
+            elif trial.key not in done:
                 done[trial.key] = (trial, script(trial.script_name).main(list(trial.argv)).root)
         return [done[trial.key][1] for trial in trials]
 
@@ -28,9 +34,11 @@ def trials(small_inputs, script, monkeypatch):
         words = network_argv(small_inputs, "fconv", net_cfg, "vae")[2:]  # without the data set
         return " ".join(words)
 
+    rates = ["--lr 1e30", "--lr 1e-9", "--lr 0.05"]
     methods = {
-        "a": Method("train-bnn.py", f"{argv('bayes')} --ens 30 --prior sn", ["--lr 1e-9", "--lr 0.05"], ensemble=True),
-        "b": Method("train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1"]),
+        "a": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "draws", ensemble=True),
+        "b": Method("train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1", "--lr 1"], "network"),
+        "a-mean": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "mean network"),
     }
     monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", methods)
@@ -48,7 +56,7 @@ def compare():
     """The comparison of both methods, into the folder `out`."""
 
     def run(out, *argv):
-        sizes = ["--num_examples", "10", "--methods", "a", "b", "--tune_splits", "7", "8"]
+        sizes = ["--num_examples", "10", "--methods", "a", "b", "a-mean", "--tune_splits", "7", "8"]
         few_shot.main(
             [*sizes, "--splits", "0", "1", "2", "--seeds", "42", "43", "--ensemble", "2", "--out", str(out), *argv]
         )
@@ -56,113 +64,126 @@ def compare():
     return run
 
 
-def test_the_protocol(trials, compare, tmp_path, capsys):
-    compare(tmp_path)
+@pytest.mark.parametrize("by", ["acc", "nll"])
+def test_the_protocol(by, trials, compare, tmp_path, capsys):
+    compare(tmp_path, "--choose_by", by)
     lines = [trial.label for trial, _ in trials.values()]
     tuning = [line for line in lines if "--data not-mnist" in line]
-    assert len(tuning) == 2 * 2 * 2 and lines[:8] == tuning, "two methods, settings and splits, all before MNIST"
+    assert len(tuning) == 2 * 3 * 2 and lines[:12] == tuning, "two methods, settings and splits, all before MNIST"
     assert {line.split("--data_split_seed ")[1].split()[0] for line in tuning} == {"7", "8"}
 
-    # The chosen setting and prediction have the largest mean accuracy over the tuning splits.
+    # The chosen setting has the best mean over the tuning splits of the score of the method's prediction.
     settings = yaml.safe_load((tmp_path / "settings.yaml").read_text())
-    for method, script in (("a", "train-bnn.py"), ("b", "train-net.py")):
-        means = {}
-        for setting in few_shot.METHODS[method].settings:
-            for prediction, columns in PREDICTIONS[script].items():
-                if prediction == "dropout":  # of networks with dropout alone
-                    continue
-                roots = [r for t, r in trials.values() if "not-mnist" in t.label and f"{setting} " in t.label]
-                roots = [root for root in roots if script in str(root)]
-                accs = [read_rows(root / f"{script}-logs.csv")[-1][columns["acc"]] for root in roots]
-                assert len(accs) == 2
-                means[f"{setting} | {prediction}"] = np.mean(accs)
+    for method in ("a", "b", "a-mean"):
+        row = few_shot.METHODS[method]
+        column, means = PREDICTIONS[row.prediction].columns[by], {}
+        for setting in row.settings:
+            roots = [r for t, r in trials.values() if "not-mnist" in t.label and f"{row.shared} {setting} " in t.label]
+            assert len(roots) == 2
+            if "1e30" not in setting:
+                means[setting] = np.mean([read_rows(root / f"{row.script}-logs.csv")[-1][column] for root in roots])
         chosen = settings[f"10 images, {method}"]
-        assert means[chosen] == max(means.values())
-        assert len(settings[f"10 images, {method}, tried"]) == len(means)
-        reported = [line for line in lines if "--data mnist" in line and few_shot.METHODS[method].shared in line]
-        assert len(reported) == 6 and all(chosen.split(" | ")[0] in line for line in reported)
+        assert means[chosen] == (max if by == "acc" else min)(means.values())
+        tried = settings[f"10 images, {method}, tried"]
+        assert len(tried) == 3 and ("--lr 1e30: None" in tried) == (method != "b")
+        reported = [line for line in lines if "--data mnist" in line and f"{row.shared} {chosen}" in line]
+        assert len(reported) == 6
 
     with open(tmp_path / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert (
-        [row["method"] for row in rows] == ["a", "b", "2 x a"]
-        and rows[0]["splits"] == "3"
-        and float(rows[0]["first_minus_this"]) == 0
-    )
+    assert [row["method"] for row in rows] == ["a", "b", "a-mean", "ensemble of 2: a"] and rows[0]["splits"] == "3"
+    assert [row["first"] for row in rows] == ["a", "a", "a", "ensemble of 2: a"]
+    assert float(rows[0]["first_minus_this"]) == float(rows[3]["first_minus_this"]) == 0
     assert (tmp_path / "differences.png").stat().st_size > 5000
     before = len(trials)
-    compare(tmp_path)
+    compare(tmp_path, "--choose_by", by)
     assert len(trials) == before
 
     # The ensemble of both seeds of each split.
-    prediction = settings["10 images, a"].split(" | ")[1]
-    roots = [root for trial, root in trials.values() if "--data mnist" in trial.label and "bnn" in str(root)]
-    pairs = [few_shot.ensemble_scores(roots[i : i + 2], prediction)["acc"] for i in (0, 2, 4)]
-    assert float(rows[2]["acc"]) == pytest.approx(np.mean(pairs))
+    reported = f"{few_shot.METHODS['a'].shared} {settings['10 images, a']}"
+    roots = [root for trial, root in trials.values() if "--data mnist" in trial.label and reported in trial.label]
+    pairs = [few_shot.ensemble_score("a", roots[i : i + 2])["acc"] for i in (0, 2, 4)]
+    assert float(rows[3]["acc"]) == pytest.approx(np.mean(pairs))
 
 
-@pytest.mark.parametrize("prediction", ["mean network", "noise", "draws"])
-def test_one_network_is_an_ensemble(prediction, small_inputs, script):
-    """Its scores are those of its log: exactly, but for noise, whose draws are others."""
-    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--ens", "30", "--logvarinit", "-6"]
+def test_a_method_without_a_setting_that_finished(trials, compare, tmp_path, monkeypatch, capsys):
+    failing = few_shot.METHODS["a"]._replace(settings=["--lr 1e30"])
+    monkeypatch.setattr(few_shot, "METHODS", few_shot.METHODS | {"a": failing})
+    with pytest.raises(SystemExit) as stop:
+        compare(tmp_path)
+    assert stop.value.code == 2 and "found no setting of a whose runs all finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prediction", ["mean network", "draws"])
+def test_one_network_is_an_ensemble(prediction, small_inputs, script, monkeypatch):
+    """Its scores are those of its log."""
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--draws", "30", "--logvarinit", "-6"]
+    monkeypatch.setattr(few_shot, "METHODS", {"a": Method("train-bnn.py", "", [], prediction)})
     root = script("train-bnn.py").main(argv).root
-    last = read_rows(root / "train-bnn.py-logs.csv")[-1]
-    expected = {score: last[column] for score, column in PREDICTIONS["train-bnn.py"][prediction].items()}
-    found = few_shot.ensemble_scores([root], prediction)
-    tolerance = 0.1 if prediction == "noise" else 1e-5
-    assert found["nll"] == pytest.approx(expected["nll"], rel=tolerance)
-    assert prediction == "noise" or found["acc"] == expected["acc"]
+    found = few_shot.ensemble_score("a", [root])
+    del found["brier"]
+    assert found == pytest.approx(few_shot.read_score("a", root), rel=1e-5)
 
 
-def test_draws_of_dropout(small_inputs, script):
+def test_draws_of_dropout(small_inputs, script, monkeypatch):
     """Without dropout every draw is the network; with dropout the ensemble of its draws is another prediction."""
+    monkeypatch.setattr(few_shot, "METHODS", {"a": Method("train-net.py", "", [], "dropout")})
     for p, same in (("0", True), ("0.5", False)):
         argv = [*network_argv(small_inputs, "fconv", "vanilla-do", "vae"), "--do", p, p, "--ens", "20"]
         root = script("train-net.py").main(argv).root
         last = read_rows(root / "train-net.py-logs.csv")[-1]
         assert (last["draws/nll"] == pytest.approx(last["test_nll"], rel=1e-5)) == same
-        found = few_shot.ensemble_scores([root], "dropout")
+        found = few_shot.ensemble_score("a", [root])
         assert found["nll"] == pytest.approx(last["draws/nll"], rel=1e-5 if same else 0.1)
 
 
 def test_runs_that_a_method_starts_from(trials, monkeypatch, small_inputs):
-    """They are trained first, and their directories are in the arguments of the method."""
-    argv = " ".join(network_argv(small_inputs, "fconv", "vanilla", "xavier"))
-    monkeypatch.setattr(few_shot, "SOURCES", {"net": ("train-net.py", argv), "unused": ("train-net.py", "--lr x")})
+    """They are trained first, on other classes for tuning, and their directories are in the method's arguments."""
     words = network_argv(small_inputs, "fconv", "vanilla", "xavier")[2:]
+    line = f"--data {{data}} {' '.join(words)}"
+    monkeypatch.setattr(few_shot, "SOURCES", {"net": ("train-net.py", line), "unused": ("train-net.py", "--lr x")})
     shared = f"{' '.join(words)} --init_list pretrained --pretrained {{net}}/model.torch"
-    monkeypatch.setattr(few_shot, "METHODS", {"c": Method("train-net.py", shared, ["--lr 1e-9"])})
+    method = Method("train-net.py", shared, ["--lr 1e-9"], "network", tune_data="not-mnist5")
+    monkeypatch.setattr(few_shot, "METHODS", {"c": method})
     sweeps = few_shot.Sweeps(None, "")
-    sweeps.train_sources(["c"])
-    (source,) = (root for _, root in trials.values())
-    (root,) = sweeps.train("x", {"c": ["--lr 1e-9"]}, ["--data not-mnist --num_examples 10"])["c"]
-    before, after = (read_rows(r / "train-net.py-logs.csv")[-1]["test_nll"] for r in (source, root))
-    assert after == pytest.approx(before, rel=1e-4)
+    for tuning, task, source in ((True, "", "not-mnist5-rest"), (False, "--data not-mnist", "not-mnist")):
+        trials.clear()
+        sweeps.train("x", {"c": ["--lr 1e-9"]}, [f"{task} --num_examples {5 if tuning else 10}"], tuning)
+        (first, root), (second, _) = trials.values()
+        assert f"--data {source} " in first.label and f"--pretrained {root}/model.torch" in second.label
+        assert second.label.endswith(" --data not-mnist5") == tuning
 
 
 def test_the_statistics():
     """Over splits, whose seeds are averaged first; the paired interval is scipy's of a t-test on the differences."""
     rng = np.random.default_rng(0)
-    a, b = rng.random((2, 5, 3))
-    as_scores = [[{"acc": x, "nll": 1 - x, "ece": 0.1} for x in values.ravel()] for values in (a, b)]
-    first, second = few_shot.result_rows(50, dict(zip("ab", (few_shot.by_split(s, 5) for s in as_scores), strict=True)))
-    assert first["acc"] == pytest.approx(a.mean()) and first["first_minus_this"] == first["difference_se"] == 0
-    assert second["acc_se"] == pytest.approx(stats.sem(b.mean(1))) and second["ece_se"] == pytest.approx(0)
-    test = stats.ttest_rel(a.mean(1), b.mean(1))
-    assert second["first_minus_this"] / second["difference_se"] == pytest.approx(test.statistic)
-    low, high = test.confidence_interval()
-    assert second["difference_interval"] == pytest.approx((high - low) / 2)
+    values = rng.random((4, 5, 3))
+    as_scores = [[{"acc": x, "nll": 1 - x, "ece": 0.1} for x in own.ravel()] for own in values]
+    names = ("a", "b", "ensemble of 5: b", "ensemble of 5: a")
+    rows = few_shot.result_rows(50, dict(zip(names, (few_shot.by_split(s, 5) for s in as_scores), strict=True)))
+    for row, own, first in zip(rows, values, values[[0, 0, 2, 2]], strict=True):
+        assert row["acc"] == pytest.approx(own.mean()) and row["acc_se"] == pytest.approx(stats.sem(own.mean(1)))
+        assert row["ece_se"] == pytest.approx(0)
+        if own is first or (own == first).all():
+            assert row["first_minus_this"] == row["difference_se"] == 0
+            continue
+        test = stats.ttest_rel(first.mean(1), own.mean(1))
+        assert row["first_minus_this"] / row["difference_se"] == pytest.approx(test.statistic)
+        low, high = test.confidence_interval()
+        assert row["difference_interval"] == pytest.approx((high - low) / 2)
 
 
 def test_every_method_has_the_same_budget_and_valid_settings(script):
     assert len({len(method.settings) for method in few_shot.METHODS.values()}) == 1
     for method in few_shot.METHODS.values():
-        assert len(set(method.settings)) == len(method.settings)
+        assert len(set(method.settings)) == len(method.settings) and method.prediction in PREDICTIONS
         for setting in method.settings:
             shared = method.shared.format(**dict.fromkeys(SOURCES, "x"))
-            script(method.script).parse(f"{shared} {setting} --data not-mnist --num_examples 50".split())
+            args = script(method.script).parse(f"{shared} {setting} --data not-mnist --num_examples 50".split())
+            if method.prediction in ("draws", "dropout"):
+                assert PREDICTIONS[method.prediction].samples == (getattr(args, "draws", None) or args.ens)
     for name, line in SOURCES.values():
-        script(name).parse(line.split())
+        script(name).parse(line.format(data="not-mnist").split())
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from runs.directory import ROOT
 from sweeps import cluster
 from sweeps.__main__ import main
 from sweeps.grid import read_sweep
+from sweeps.trials import find_script, make_trial
 from tests.conftest import HANG, assert_same_end
 from tests.sweeps.conftest import (
     EPOCHS,
@@ -73,6 +74,26 @@ def test_a_stopped_sweep_counts_the_finished_trials(signals, sandbox, other_scri
     with pytest.raises(SystemExit) as stop:
         main([other_script(""), "--seed", "0..2"])
     assert stop.value.code == 130 and "stopped, 1 of 3 trials are finished; " in capsys.readouterr().err
+
+
+def test_failed_trials_of_a_sweep_that_may_have_some(sandbox, other_script, monkeypatch, capsys):
+    """They have no run directory, also where an earlier attempt made one; without leave they end the command."""
+
+    def run_trials(ray, trials, bar, received, resources):
+        for trial in trials:
+            trial.write_record({"state": "finished", "root": str(sandbox / "run"), "attempts": 1, "error": ""})
+        return {trials[1].key: "no luck"}
+
+    monkeypatch.setattr(cluster, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(cluster, "nodes_for", lambda *more: [])
+    monkeypatch.setattr(cluster, "run_trials", run_trials)
+    script = find_script(str(other_script("")))
+    for may_fail in (True, False):
+        trials = [make_trial(script, [str(may_fail), str(i)], f"--seed {i}") for i in range(3)]
+        with contextlib.nullcontext() if may_fail else pytest.raises(SystemExit):
+            roots = cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", may_fail)
+        assert roots == [sandbox / "run", None, sandbox / "run"]
+        assert f"failed: --seed 1: no luck ({trials[1].file('err')})" in capsys.readouterr().err
 
 
 # --- on a Ray of its own ----------------------------------------------------------------------------------------------
