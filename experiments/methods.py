@@ -70,9 +70,9 @@ def options(name: str, *values: float) -> list[str]:
 
 
 # KL weights, each with the deviation of the classifier's prior that keeps its penalty that of N(0, 1).
-KL_WEIGHTS = [f"--kl_weight {w:g} --classifier_lamb {w**0.5:.3g}" for w in (0.003, 0.01, 0.03)]
-BAYESIAN = grid(KL_WEIGHTS, options("lr", 0.003, 0.01, 0.03))
-RATES = options("lr", 0.001, 0.003, 0.01)  # of deterministic networks
+KL_WEIGHTS = [f"--kl_weight {w:g} --classifier_lamb {w**0.5:.3g}" for w in (0.001, 0.003, 0.01)]
+RATES = options("lr", 0.003, 0.01, 0.03)
+BAYESIAN = grid(KL_WEIGHTS, RATES)
 
 # Runs on the source domain that some methods start from, by name: a script and its arguments.
 SOURCES = {
@@ -102,14 +102,14 @@ METHODS = {
     "frozen": Method(
         "train-net.py",
         f"{SHAPE} --rfe 1 --epochs 1000",
-        grid(options("classifier_lamb", 0.3, 1, 3), RATES),
+        grid(options("classifier_lamb", 1, 3, 10), RATES),
         "network",
         ensemble=True,
     ),
     "map": Method(
         "train-net.py",
         f"{NET} --epochs 300",
-        grid(options("dwp_reg", 0.0002, 0.002, 0.02), RATES),
+        grid(options("dwp_reg", 0.00002, 0.0002, 0.002), RATES),
         "network",
         ensemble=True,
     ),
@@ -120,16 +120,16 @@ METHODS = {
         "draws",
     ),
     "sn": Method(
-        "train-bnn.py", f"{BNN} --prior sn --lr 0.01", grid(KL_WEIGHTS, options("lamb", 0.1, 0.3, 1)), "draws"
+        "train-bnn.py", f"{BNN} --prior sn --lr 0.01", grid(KL_WEIGHTS, options("lamb", 0.03, 0.1, 0.3)), "draws"
     ),
     "gauss": Method("train-bnn.py", f"{BNN} {KERNELS} --prior gauss", BAYESIAN, "draws"),
     "loguniform": Method("train-bnn.py", f"{BNN} --prior loguniform", BAYESIAN, "draws"),
     "flow": Method("train-bnn.py", f"{BNN} --prior flow --flow_list {{flow7x7}} {{flow5x5}}", BAYESIAN, "draws"),
-    "l2": Method("train-net.py", f"{NET} --epochs 300", grid(options("l2", 0.001, 0.01, 0.1), RATES), "network"),
+    "l2": Method("train-net.py", f"{NET} --epochs 300", grid(options("l2", 0.0001, 0.001, 0.01), RATES), "network"),
     "dropout": Method(
         "train-net.py",
         f"{NET} --epochs 300 --net_cfg vanilla-do --ens {SAMPLES}",
-        grid([f"--do {p} {p}" for p in (0.1, 0.3, 0.5)], RATES),
+        grid([f"--do {p} {p}" for p in (0.3, 0.5, 0.7)], RATES),
         "dropout",
     ),
     "narrow": Method(
