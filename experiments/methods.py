@@ -11,6 +11,7 @@ FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
+EVEN = ("--init_list vae vae", "--init_list vae-qmc vae-qmc")
 SAMPLES = 30  # of a predictive distribution
 BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --epochs 300 --lr_var 0.06 --kl_kernels 1024"
 BNN += f" --ens 1 --draws {SAMPLES}"
@@ -98,7 +99,6 @@ FINE_TUNING = grid(("", "--l2 0.001", "--rfe 1"), options("lr", 0.0003, 0.001, 0
 
 METHODS = {
     "dwp": Method("train-bnn.py", f"{BNN} --prior vae", BAYESIAN, "draws", ensemble=True),
-    "dwp-mean": Method("train-bnn.py", f"{BNN} --prior vae", BAYESIAN, "mean network", ensemble=True),
     "frozen": Method(
         "train-net.py",
         f"{SHAPE} --rfe 1 --epochs 1000",
@@ -110,6 +110,14 @@ METHODS = {
         "train-net.py",
         f"{NET} --epochs 300",
         grid(options("dwp_reg", 0.00002, 0.0002, 0.002), RATES),
+        "network",
+        ensemble=True,
+    ),
+    "dwp-qmc": Method("train-bnn.py", f"{BNN} --prior vae".replace(*EVEN), BAYESIAN, "draws", ensemble=True),
+    "frozen-qmc": Method(
+        "train-net.py",
+        f"{SHAPE} --rfe 1 --epochs 1000".replace(*EVEN),
+        grid(options("classifier_lamb", 1, 3, 10), RATES),
         "network",
         ensemble=True,
     ),

@@ -54,6 +54,10 @@ def decoded_kernels(n: int, vae: KernelVAE) -> Tensor:
     return vae.sample_means(n)
 
 
+def evenly_decoded_kernels(n: int, vae: KernelVAE) -> Tensor:
+    return vae.sample_means(n, even=True)
+
+
 def flow_kernels(n: int, flow: KernelFlow) -> Tensor:
     return flow.sample(n)
 

@@ -51,6 +51,7 @@ PRIORS: dict[str, Choice] = {
 INITS: dict[str, Choice] = {
     "xavier": Choice(""),  # the initial state of every layer, so it has no builder
     "vae": Choice("models.build:decoded_kernels", needs=("vae",)),
+    "vae-qmc": Choice("models.build:evenly_decoded_kernels", needs=("vae",)),
     "flow": Choice("models.build:flow_kernels", needs=("flow",)),
     "filters": Choice("models.build:real_kernels", needs=("filters",)),
     "recon": Choice("models.build:reconstructed_kernels", needs=("vae", "filters")),

@@ -135,13 +135,24 @@ class KernelVAE(nn.Module):
         """n kernels (n, 1, k, k) drawn from p(w) = ∫ p(w|z) p(z) dz."""
         return sample_gaussian(*self.decode(self._sample_codes(n)))
 
-    def sample_means(self, n: int) -> Tensor:
-        """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise."""
-        return torch.cat([self.decode(block)[0] for block in self._sample_codes(n).split(BLOCK)])
+    def sample_means(self, n: int, even: bool = False) -> Tensor:
+        """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise.
+
+        The codes are independent, or `even`: spread as evenly as N(0, I) allows, in random order. Then few kernels
+        cover the prior whatever the seed.
+        """
+        codes = self._even_codes(n) if even else self._sample_codes(n)
+        return torch.cat([self.decode(block)[0] for block in codes.split(BLOCK)])
 
     def _sample_codes(self, n: int) -> Tensor:
         weight = self.encoder.fc_mu.weight
         return torch.randn(n, self.z_dim, 1, 1, device=weight.device, dtype=weight.dtype)
+
+    def _even_codes(self, n: int) -> Tensor:
+        """The quantiles of N(0, I) at the points of a scrambled Sobol sequence (Owen 1998), in random order."""
+        engine = torch.quasirandom.SobolEngine(self.z_dim, scramble=True, seed=int(torch.randint(2**31, ())))
+        points = engine.draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
+        return torch.special.ndtri(points)[torch.randperm(n)][..., None, None].to(self.encoder.fc_mu.weight)
 
 
 class VAE7x7(KernelVAE):
