@@ -149,7 +149,10 @@ class KernelVAE(nn.Module):
         return torch.randn(n, self.z_dim, 1, 1, device=weight.device, dtype=weight.dtype)
 
     def _even_codes(self, n: int) -> Tensor:
-        """The quantiles of N(0, I) at the points of a scrambled Sobol sequence (Owen 1998), in random order."""
+        """The quantiles of N(0, I) at the points of a scrambled Sobol sequence (Owen 1998), in random order.
+
+        In the sequence's own order the kernels of each filter would be spread evenly, and the filters all alike.
+        """
         engine = torch.quasirandom.SobolEngine(self.z_dim, scramble=True, seed=int(torch.randint(2**31, ())))
         points = engine.draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
         return torch.special.ndtri(points)[torch.randperm(n)][..., None, None].to(self.encoder.fc_mu.weight)

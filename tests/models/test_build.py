@@ -62,7 +62,7 @@ def test_a_prior_that_cannot_be_built_is_named_with_its_layer():
         set_priors(net, ["gauss", "gauss"], sources, {})
 
 
-@pytest.mark.parametrize("kind", ["vae", "filters", "recon", "flow"])
+@pytest.mark.parametrize("kind", ["vae", "vae-qmc", "filters", "recon", "flow"])
 def test_initializations_from_sources(kind, sandbox, vae_folder, flow_folder, script):
     """The weights of conv1 are those that the sources on the command line give, for the same random numbers."""
     kernels = [torch.full((40, 1, k, k), float(k)) for k in (7, 5)]
@@ -88,6 +88,7 @@ def test_initializations_from_sources(kind, sandbox, vae_folder, flow_folder, sc
             vae, flow = sources[0].get("vae"), sources[0].get("flow")
             expected = {
                 "vae": lambda: vae.decode(torch.randn(3, 2, 1, 1))[0],
+                "vae-qmc": lambda: vae.decode(vae._even_codes(3))[0],
                 "recon": lambda: vae.decode(vae.encode(kernels[0][:3])[0])[0],
                 "flow": lambda: flow.sample(3),
             }[kind]()

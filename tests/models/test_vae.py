@@ -85,6 +85,27 @@ def test_samples_follow_the_density(k):
         assert stats.kstest(samples[:, 0, i, j].numpy(), cdf).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("n", [32, 4096])
+def test_even_codes(n):
+    """In each dimension each of n intervals of equal probability has one code, in an order that the seed draws."""
+    vae = build_vae(5, z_dim=3, hidden_dim=2)
+    orders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        codes = vae._even_codes(n)
+        assert codes.shape == (n, 3, 1, 1) and codes.isfinite().all()
+        intervals = np.floor(stats.norm.cdf(codes.flatten(1).double().numpy()) * n)
+        assert (np.sort(intervals, 0) == np.arange(n)[:, None]).all()
+        orders.append(intervals[:, 0])
+        torch.manual_seed(seed)
+        kernels = vae.sample_means(n, even=True)
+        torch.testing.assert_close(kernels, vae.decode(codes)[0])
+        # Neighbours in a Sobol sequence lie in different halves.
+        halves = (intervals[::2, 0] < n / 2) == (intervals[1::2, 0] < n / 2)
+        assert 0.2 < halves.mean() < 0.8
+    assert (orders[0] != orders[1]).any()
+
+
 def test_the_elbo_of_the_published_vaes(published):
     """The test ELBO in nats per kernel is that of the published VAEs, within half a nat."""
     for k, nats in ((7, 49.6), (5, 52.6)):
