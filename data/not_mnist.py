@@ -141,15 +141,20 @@ def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[
     return counts
 
 
-def load(root: Path, classes: range = range(len(LETTERS))) -> list[Part]:
-    """Training and test part, of the letters `classes`. Raises ValueError for an invalid file, OSError without one."""
+def load(root: Path) -> list[Part]:
+    """Training and test part. Raises ValueError for an invalid file, and OSError for a missing one."""
     names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     try:
         files = {name: read_idx_bytes(root / FOLDER / name) for name in names}
     except OSError as error:
         raise OSError(f"{error}; make it with python data/prepare_not_mnist.py") from None
-    return [of_classes(part, classes) for part in parse_parts(files, "not-mnist")]
+    return parse_parts(files, "not-mnist")
 
 
-letters_a_to_e = partial(load, classes=range(5))
-letters_f_to_j = partial(load, classes=range(5, 10))
+def load_letters(root: Path, classes: range) -> list[Part]:
+    """The images of some letters, relabelled from 0. Raises as `load`."""
+    return [of_classes(part, classes) for part in load(root)]
+
+
+letters_a_to_e = partial(load_letters, classes=range(5))
+letters_f_to_j = partial(load_letters, classes=range(5, 10))

@@ -4,15 +4,18 @@
 
 1. Each method has the same number of settings and one kind of prediction. Each setting is trained on few-shot tasks of
    notMNIST, whose test images are of other typefaces (`--tune_splits`). The setting with the best mean accuracy or NLL
-   (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting with a run that failed, because
-   its loss was not finite for one, is not chosen. No label of MNIST chooses a setting. The methods that start from a
-   network trained on letters are tuned on the letters A-E and start from one of F-J, and for MNIST from one of A-J.
-   One choice is older than this protocol: the decoder variances of the VAEs in data/fconv, by MNIST's training labels.
+   (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting is not chosen if the loss of one
+   of its runs became infinite or NaN. No label of MNIST chooses a setting.
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
-3. `results.csv`: per method the mean accuracy, NLL and ECE with the standard error over splits, and `first_minus_this`,
-   the paired difference in accuracy of the first method minus this one, with its standard error and half of its 95%
-   interval; the first ensemble is the one that ensembles are compared with. An interval is for one difference alone,
-   and for these test images. `differences.png` draws them.
+3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
+   difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
+   compared with the first ensemble. `differences.png` draws the differences in accuracy.
+
+What the comparison leaves open: the kernels, VAEs, flows and source networks are one set, so the intervals do not
+include how these vary, and an interval is for one difference alone. The kernels come from networks trained on all ten
+letters, so a method that uses them chooses its settings on letters that its kernels have seen. The fine-tuned networks
+start from one trained on the letters F-J and choose on A-E; for MNIST they start from one of A-J. The decoder variances
+of the VAEs in data/fconv, and the kernels to learn them from, were chosen on MNIST's training labels before.
 
 Runs are trials of sweeps: the same command continues a stopped one, and skips what is finished. After `--` come the
 options of sweeps.
@@ -46,10 +49,10 @@ class Sweeps:
         self.resources = resources
         self.command = command
 
-    def run(self, name: str, script: str, lines: Sequence[str], may_fail: bool = False) -> list[Path | None]:
+    def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
         trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
-        return run_sweep(f"few-shot-{name}", trials, self.resources, self.command, may_fail)
+        return run_sweep(f"few-shot-{name}", trials, self.resources, self.command, accepted)
 
     def train_sources(self, methods: Sequence[str], tuning: bool) -> dict[str, str]:
         """Train the runs of SOURCES that the methods start from. Returns their directories, quoted, by name."""
@@ -63,9 +66,10 @@ class Sweeps:
     def train(
         self, name: str, settings: dict[str, Sequence[str]], tasks: Sequence[str], tuning: bool = False
     ) -> dict[str, list[Path | None]]:
-        """Train each method with each of its settings on each task, one sweep per script; of a failed run None.
+        """Train each method with each of its settings on each task, one sweep per script.
 
-        Returns the run directories of each method; the task varies fastest. Only in `tuning` may runs fail.
+        Returns the run directories of each method; the task varies fastest. In `tuning` there is None for a run whose
+        loss became infinite or NaN.
         """
         found: dict[str, list[Path | None]] = {method: [] for method in settings}
         sources = self.train_sources(list(settings), tuning)
@@ -75,7 +79,7 @@ class Sweeps:
             lines = [f"{shared[method]} {setting} {task}" for method, setting, task in own]
             if tuning:
                 lines = [f"{line} --data {METHODS[m].tune_data}" for line, (m, *_) in zip(lines, own, strict=True)]
-            roots = self.run(f"{name}-{Path(script).stem}", script, lines, may_fail=tuning)
+            roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
             for (method, *_), root in zip(own, roots, strict=True):
                 found[method].append(root)
         return found
@@ -139,19 +143,19 @@ def by_split(scores: Sequence[Score], splits: int) -> list[Score]:
 def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
     """A row per method, from its scores by split: means, standard errors, and paired differences from the first method.
 
-    Ensembles are compared with the first ensemble. The splits are the independent units. `difference_interval` is half
-    of the 95% interval by Student's t with n - 1 degrees of freedom.
+    Ensembles are compared with the first ensemble. The splits are the independent units. An interval is half of the 95%
+    interval by Student's t with n - 1 degrees of freedom.
     """
     rows = []
     for method, own in scores.items():
         first = next(name for name in scores if name.startswith("ensemble") == method.startswith("ensemble"))
-        row: dict[str, Any] = {"num_examples": num_examples, "method": method, "splits": len(own)}
+        row: dict[str, Any] = {"num_examples": num_examples, "method": method, "splits": len(own), "first": first}
         for name in ("acc", "nll", "ece"):
             found = summary([s[name] for s in own])
             row |= {name: found["mean"], f"{name}_se": found["std"] / len(own) ** 0.5}
-        found = summary([a["acc"] - b["acc"] for a, b in zip(scores[first], own, strict=True)])
-        row |= {"first": first, "first_minus_this": found["mean"], "difference_se": found["std"] / len(own) ** 0.5}
-        row["difference_interval"] = found["high"] - found["mean"]
+            found = summary([a[name] - b[name] for a, b in zip(scores[first], own, strict=True)])
+            row |= {f"{name}_difference": found["mean"], f"{name}_difference_se": found["std"] / len(own) ** 0.5}
+            row[f"{name}_difference_interval"] = found["high"] - found["mean"]
         rows.append(row)
     return rows
 
@@ -163,10 +167,8 @@ def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
     panels = {}
     for n in dict.fromkeys(row["num_examples"] for row in rows):
         own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"]]
-        columns = ([row[name] for row in own] for name in ("method", "first_minus_this", "difference_interval"))
-        panels[f"accuracy: {rows[0]['first']} minus method, {n} images"] = [
-            Curve("mean and 95% interval over splits", *columns)
-        ]
+        columns = ([row[name] for row in own] for name in ("method", "acc_difference", "acc_difference_interval"))
+        panels[f"accuracy: first minus method, {n} images"] = [Curve("mean and 95% interval over splits", *columns)]
     save(plot_panels(panels, "method"), path)
 
 
@@ -179,10 +181,21 @@ def main(argv: list[str] | None = None) -> None:
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
     add("--methods", choices=tuple(METHODS), nargs="+", default=list(METHODS), help="the first is compared with each")
     splits = number_type(int, 0, 2**32 - 1)
-    add("--tune_splits", type=splits, nargs="+", default=list(range(100, 106)), help="splits of the source tasks")
-    add("--splits", type=splits, nargs="+", default=list(range(10)), help="splits of MNIST")
+    add(
+        "--tune_splits",
+        type=splits,
+        nargs="+",
+        default=list(range(100, 106)),
+        help="data_split_seed of the tasks of letters",
+    )
+    add("--splits", type=splits, nargs="+", default=list(range(10)), help="data_split_seed of MNIST")
     add("--seeds", type=SEED, nargs="+", default=[42, 43, 44], help="seeds of each split of MNIST")
-    add("--ensemble", type=number_type(int, 0), default=5, help="networks in an ensemble of a method; 0: no ensembles")
+    add(
+        "--ensemble",
+        type=number_type(int, 0),
+        default=5,
+        help="networks in an ensemble, whose seeds count up from the first of seeds; 0: none",
+    )
     add("--choose_by", choices=("acc", "nll"), default="acc", help="score that chooses a setting: its mean over tasks")
     add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot-<choose_by>")
     args = parser.parse_args(own)
@@ -205,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
             means, setting = choose(method, roots, args.choose_by)
             chosen[method] = [setting]
             settings[f"{n} images, {method}"] = setting
-            settings[f"{n} images, {method}, tried"] = [f"{setting}: {score}" for setting, score in means.items()]
+            settings[f"{n} images, {method}, tried"] = means
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
         results = sweeps.train(str(n), chosen, tasks_of(n, args.splits, args.seeds, "--data mnist"))
         by_method = {

@@ -11,7 +11,6 @@ FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
-EVEN = ("--init_list vae vae", "--init_list vae-qmc vae-qmc")
 SAMPLES = 30  # of a predictive distribution
 BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --epochs 300 --lr_var 0.06 --kl_kernels 1024"
 BNN += f" --ens 1 --draws {SAMPLES}"
@@ -70,7 +69,8 @@ def options(name: str, *values: float) -> list[str]:
     return [f"--{name} {value:g}" for value in values]
 
 
-# KL weights, each with the deviation of the classifier's prior that keeps its penalty that of N(0, 1).
+# KL weights, each with the deviation of the classifier's prior at which the weighted penalty of the classifier's means
+# is that of N(0, 1) without a weight.
 KL_WEIGHTS = [f"--kl_weight {w:g} --classifier_lamb {w**0.5:.3g}" for w in (0.001, 0.003, 0.01)]
 RATES = options("lr", 0.003, 0.01, 0.03)
 BAYESIAN = grid(KL_WEIGHTS, RATES)
@@ -113,14 +113,6 @@ METHODS = {
         "network",
         ensemble=True,
     ),
-    "dwp-qmc": Method("train-bnn.py", f"{BNN} --prior vae".replace(*EVEN), BAYESIAN, "draws", ensemble=True),
-    "frozen-qmc": Method(
-        "train-net.py",
-        f"{SHAPE} --rfe 1 --epochs 1000".replace(*EVEN),
-        grid(options("classifier_lamb", 1, 3, 10), RATES),
-        "network",
-        ensemble=True,
-    ),
     "no": Method(
         "train-bnn.py",
         f"{BNN} --prior no",
@@ -155,3 +147,7 @@ METHODS = {
         tune_data="not-mnist5",
     ),
 }
+# With the codes of the initial kernels spread evenly.
+for name in ("dwp", "frozen"):
+    even = METHODS[name].shared.replace("--init_list vae vae", "--init_list vae-qmc vae-qmc")
+    METHODS[f"{name}-qmc"] = METHODS[name]._replace(shared=even)

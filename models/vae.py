@@ -138,8 +138,8 @@ class KernelVAE(nn.Module):
     def sample_means(self, n: int, even: bool = False) -> Tensor:
         """Decoder means (n, 1, k, k) at n codes drawn from N(0, I): kernels of the prior without their noise.
 
-        The codes are independent, or `even`: spread as evenly as N(0, I) allows, in random order. Then few kernels
-        cover the prior whatever the seed.
+        The codes are independent, or `even`: quasi-random, so that a few kernels cover the prior better, and their
+        choice depends less on the seed.
         """
         codes = self._even_codes(n) if even else self._sample_codes(n)
         return torch.cat([self.decode(block)[0] for block in codes.split(BLOCK)])
@@ -149,9 +149,10 @@ class KernelVAE(nn.Module):
         return torch.randn(n, self.z_dim, 1, 1, device=weight.device, dtype=weight.dtype)
 
     def _even_codes(self, n: int) -> Tensor:
-        """The quantiles of N(0, I) at the points of a scrambled Sobol sequence (Owen 1998), in random order.
+        """The quantiles of N(0, 1) at the coordinates of a scrambled Sobol sequence (Matousek 1998), in random order.
 
-        In the sequence's own order the kernels of each filter would be spread evenly, and the filters all alike.
+        Consecutive points of the sequence cover the space. In its own order the kernels of each filter would do so, and
+        the filters would compute much the same.
         """
         engine = torch.quasirandom.SobolEngine(self.z_dim, scramble=True, seed=int(torch.randint(2**31, ())))
         points = engine.draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)

@@ -281,7 +281,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         choices=tuple(INITS),
         nargs="*",
         default=[],
-        help="initialization of each conv; 'pretrained' is for the whole network",
+        help="initialization of each conv; 'pretrained', alone, is of all convs at once",
     )
     for kind, entry in SOURCES.items():
         users = [f"init '{name}'" for name, row in INITS.items() if kind in row.needs]
@@ -330,7 +330,7 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
         raise UserError(f"--init_list: found {len(args.init_list)} entries, expected at most {len(sizes)} convs")
     if "pretrained" in args.init_list and len(args.init_list) > 1:
         raise UserError(
-            f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every layer"
+            f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every conv"
         )
     if model.least_batch > min(args.bs, args.num_examples or args.bs):
         option = "bs" if args.bs < model.least_batch else "num_examples"

@@ -268,14 +268,14 @@ def run_unfinished(name: str, trials: Sequence[Trial], resources: Resources, rec
 
 
 def run_sweep(
-    name: str, trials: Sequence[Trial], resources: Resources, command: str, may_fail: bool = False
+    name: str, trials: Sequence[Trial], resources: Resources, command: str, accepted: str = ""
 ) -> list[Path | None]:
     """Run the trials of a sweep that are not finished, and return the run directories of all, in order.
 
     `name` is that of the sweep's folder in $DWP_PATH/sweeps. A trial of a script that makes no run directory, or one
-    that failed, has None. Raises UserError where Ray cannot be used, Stopped after a stop signal, with the `command`
-    that continues the sweep, and unless trials `may_fail` SystemExit with code 1 where some did. They are named on
-    stderr.
+    that failed, has None. Failed trials are named on stderr. Raises UserError where Ray cannot be used, Stopped after a
+    stop signal, with the `command` that continues the sweep, and SystemExit with code 1 where a trial failed, unless
+    `accepted` is given and is a part of its error.
     """
     errors: dict[str, str] = {}
     with stop_signals() as received:
@@ -292,7 +292,7 @@ def run_sweep(
         if trial.key in errors:
             print(f"failed: {trial.label}: {errors[trial.key]} ({trial.file('err')})", file=sys.stderr)
     print(f"{len(trials) - len(errors)} of {len(trials)} trials are finished")
-    if errors and not may_fail:
+    if any(not accepted or accepted not in error for error in errors.values()):
         sys.exit(1)
     roots = [trial.record()["root"] if trial.key not in errors else "" for trial in trials]
     return [Path(root) if root else None for root in roots]

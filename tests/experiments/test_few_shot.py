@@ -21,10 +21,10 @@ def trials(small_inputs, script, monkeypatch):
     """
     done = {}
 
-    def run_sweep(name, trials, resources, command, may_fail):
+    def run_sweep(name, trials, resources, command, accepted):
         for trial in trials:
             if "--lr 1e30" in trial.label:
-                assert may_fail
+                assert accepted == "not finite"
                 done[trial.key] = (trial, None)
             elif trial.key not in done:
                 done[trial.key] = (trial, script(trial.script_name).main(list(trial.argv)).root)
@@ -85,7 +85,8 @@ def test_the_protocol(by, trials, compare, tmp_path, capsys):
         chosen = settings[f"10 images, {method}"]
         assert means[chosen] == (max if by == "acc" else min)(means.values())
         tried = settings[f"10 images, {method}, tried"]
-        assert len(tried) == 3 and ("--lr 1e30: None" in tried) == (method != "b")
+        assert len(tried) == 3 and (tried.get("--lr 1e30", 0) is None) == (method != "b")
+        assert tried[chosen][by] == pytest.approx(means[chosen])
         reported = [line for line in lines if "--data mnist" in line and f"{row.shared} {chosen}" in line]
         assert len(reported) == 6
 
@@ -93,7 +94,7 @@ def test_the_protocol(by, trials, compare, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["a", "b", "a-mean", "ensemble of 2: a"] and rows[0]["splits"] == "3"
     assert [row["first"] for row in rows] == ["a", "a", "a", "ensemble of 2: a"]
-    assert float(rows[0]["first_minus_this"]) == float(rows[3]["first_minus_this"]) == 0
+    assert float(rows[0]["acc_difference"]) == float(rows[3]["nll_difference"]) == 0
     assert (tmp_path / "differences.png").stat().st_size > 5000
     before = len(trials)
     compare(tmp_path, "--choose_by", by)
@@ -133,8 +134,9 @@ def test_draws_of_dropout(small_inputs, script, monkeypatch):
         root = script("train-net.py").main(argv).root
         last = read_rows(root / "train-net.py-logs.csv")[-1]
         assert (last["draws/nll"] == pytest.approx(last["test_nll"], rel=1e-5)) == same
-        found = few_shot.ensemble_score("a", [root])
-        assert found["nll"] == pytest.approx(last["draws/nll"], rel=1e-5 if same else 0.1)
+        found = few_shot.ensemble_score("a", [root])["nll"]
+        assert found == pytest.approx(last["draws/nll"], rel=1e-5 if same else 0.1)
+        assert (found == pytest.approx(last["test_nll"], rel=1e-5)) == same
 
 
 def test_runs_that_a_method_starts_from(trials, monkeypatch, small_inputs):
@@ -161,20 +163,25 @@ def test_the_statistics():
     as_scores = [[{"acc": x, "nll": 1 - x, "ece": 0.1} for x in own.ravel()] for own in values]
     names = ("a", "b", "ensemble of 5: b", "ensemble of 5: a")
     rows = few_shot.result_rows(50, dict(zip(names, (few_shot.by_split(s, 5) for s in as_scores), strict=True)))
-    for row, own, first in zip(rows, values, values[[0, 0, 2, 2]], strict=True):
+    for i, (row, own) in enumerate(zip(rows, values, strict=True)):
         assert row["acc"] == pytest.approx(own.mean()) and row["acc_se"] == pytest.approx(stats.sem(own.mean(1)))
-        assert row["ece_se"] == pytest.approx(0)
-        if own is first or (own == first).all():
-            assert row["first_minus_this"] == row["difference_se"] == 0
+        assert row["ece_se"] == pytest.approx(0) and row["nll"] == pytest.approx(1 - own.mean())
+        if i in (0, 2):
+            assert row["acc_difference"] == row["nll_difference_se"] == 0
             continue
-        test = stats.ttest_rel(first.mean(1), own.mean(1))
-        assert row["first_minus_this"] / row["difference_se"] == pytest.approx(test.statistic)
+        test = stats.ttest_rel(values[i - 1].mean(1), own.mean(1))
         low, high = test.confidence_interval()
-        assert row["difference_interval"] == pytest.approx((high - low) / 2)
+        for name, sign in (("acc", 1), ("nll", -1)):
+            found, error = (row[f"{name}_{kind}"] for kind in ("difference", "difference_se"))
+            assert found / error == pytest.approx(sign * test.statistic)
+            assert row[f"{name}_difference_interval"] == pytest.approx((high - low) / 2)
 
 
 def test_every_method_has_the_same_budget_and_valid_settings(script):
+    """Settings, and epochs of what is trained as a whole; a classifier on fixed features may have more."""
     assert len({len(method.settings) for method in few_shot.METHODS.values()}) == 1
+    whole = [method for method in few_shot.METHODS.values() if "--rfe 1" not in method.shared]
+    assert all("--epochs 300 " in f"{method.shared} " for method in whole)
     for method in few_shot.METHODS.values():
         assert len(set(method.settings)) == len(method.settings) and method.prediction in PREDICTIONS
         for setting in method.settings:

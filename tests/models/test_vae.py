@@ -100,6 +100,10 @@ def test_even_codes(n):
         torch.manual_seed(seed)
         kernels = vae.sample_means(n, even=True)
         torch.testing.assert_close(kernels, vae.decode(codes)[0])
+        # Of two dimensions, too: an integral of a product is estimated better than by independent codes.
+        assert abs(codes[:, 0] * codes[:, 1]).mean() > 0 and abs((codes[:, 0] * codes[:, 1]).mean()) < 0.5 / math.sqrt(
+            n
+        )
         # Neighbours in a Sobol sequence lie in different halves.
         halves = (intervals[::2, 0] < n / 2) == (intervals[1::2, 0] < n / 2)
         assert 0.2 < halves.mean() < 0.8

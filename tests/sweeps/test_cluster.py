@@ -76,8 +76,8 @@ def test_a_stopped_sweep_counts_the_finished_trials(signals, sandbox, other_scri
     assert stop.value.code == 130 and "stopped, 1 of 3 trials are finished; " in capsys.readouterr().err
 
 
-def test_failed_trials_of_a_sweep_that_may_have_some(sandbox, other_script, monkeypatch, capsys):
-    """They have no run directory, also where an earlier attempt made one; without leave they end the command."""
+def test_failures_that_a_sweep_accepts(sandbox, other_script, monkeypatch, capsys):
+    """Their trials have no run directory, also where an earlier attempt made one; others end the command."""
 
     def run_trials(ray, trials, bar, received, resources):
         for trial in trials:
@@ -88,11 +88,15 @@ def test_failed_trials_of_a_sweep_that_may_have_some(sandbox, other_script, monk
     monkeypatch.setattr(cluster, "nodes_for", lambda *more: [])
     monkeypatch.setattr(cluster, "run_trials", run_trials)
     script = find_script(str(other_script("")))
-    for may_fail in (True, False):
-        trials = [make_trial(script, [str(may_fail), str(i)], f"--seed {i}") for i in range(3)]
-        with contextlib.nullcontext() if may_fail else pytest.raises(SystemExit):
-            roots = cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", may_fail)
-        assert roots == [sandbox / "run", None, sandbox / "run"]
+    for accepted in ("luck", "another", ""):
+        trials = [make_trial(script, [accepted, str(i)], f"--seed {i}") for i in range(3)]
+        if accepted == "luck":
+            roots = cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", accepted)
+            assert roots == [sandbox / "run", None, sandbox / "run"]
+        else:
+            with pytest.raises(SystemExit) as stop:
+                cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", accepted)
+            assert stop.value.code == 1
         assert f"failed: --seed 1: no luck ({trials[1].file('err')})" in capsys.readouterr().err
 
 
