@@ -162,14 +162,23 @@ def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[
 
 def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the first method's accuracy minus each other one's, with 95% intervals: a panel per number of images."""
-    from sweeps.plots import Curve, plot_panels, save
+    import matplotlib.pyplot as plt
 
-    panels = {}
-    for n in dict.fromkeys(row["num_examples"] for row in rows):
+    from sweeps.plots import save
+
+    sizes = list(dict.fromkeys(row["num_examples"] for row in rows))
+    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4.5), layout="tight", squeeze=False)
+    for axis, n in zip(axes[0], sizes, strict=True):
         own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"]]
-        columns = ([row[name] for row in own] for name in ("method", "acc_difference", "acc_difference_interval"))
-        panels[f"accuracy: first minus method, {n} images"] = [Curve("mean and 95% interval over splits", *columns)]
-    save(plot_panels(panels, "method"), path)
+        points, intervals = (
+            [100 * row[f"acc_{name}"] for row in own] for name in ("difference", "difference_interval")
+        )
+        axis.errorbar(points, [row["method"] for row in own], xerr=intervals, fmt="o", capsize=3)
+        axis.axvline(0, color="gray", linewidth=1)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+        axis.set(title=f"{n} images", xlabel=f"accuracy of {rows[0]['first']} minus that of the method, points")
+    save(figure, path)
 
 
 @one_line_errors
