@@ -12,7 +12,6 @@ SCRIPT = "train-net.py"
 
 
 def parse(argv: list[str] | None = None):
-    switch = {"type": options.switch_type, "choices": (0, 1), "default": 0}
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     options.add_network_options(parser, net_cfg="vanilla")
     add = parser.add_argument_group("regularization").add_argument
@@ -45,8 +44,9 @@ def parse(argv: list[str] | None = None):
     add("--ens", type=options.WHOLE, default=10, help="draws of the dropout in the evaluated ensemble")
     mode = parser.add_argument_group("training step")
     options.add_compile_option(mode)
-    mode.add_argument("--rfe", **switch, help="1: train only the classifier and the batch norms, with frozen convs")
-    mode.add_argument("--fastconv", **switch, help="1: eval_freq and the log's t count steps, not epochs")
+    help = "1: train only the classifier and the batch norms, with frozen convs"
+    mode.add_argument("--rfe", **options.ON_OFF, help=help)
+    mode.add_argument("--fastconv", **options.ON_OFF, help="1: eval_freq and the log's t count steps, not epochs")
     options.add_run_options(parser)
     args = parser.parse_args(argv)
 
@@ -112,14 +112,9 @@ def main(argv: list[str] | None = None):
         forward = compiled(classify, device) if args.compile else classify
     watch = Stopwatch()
 
-    def l2_norm() -> torch.Tensor:
-        """The sum of squares of all parameters of the conv part."""
-        return sum(p.square().sum() for p in net.features.parameters())
-
-    def classifier_penalty() -> torch.Tensor:
-        """-log p(classifier) under N(0, classifier_lamb^2) in nats per training image, up to a constant."""
-        squares = sum(p.square().sum() for p in net.classifier.parameters())
-        return squares / (2 * args.classifier_lamb**2 * len(train.labels))
+    def squares(part: torch.nn.Module) -> torch.Tensor:
+        """The sum of squares of all parameters of a part of the network."""
+        return sum(p.square().sum() for p in part.parameters())
 
     def dwp_bound() -> torch.Tensor:
         """The deep weight prior's bound on -log p(weights) in nats, averaged over `dwp_samples` draws of z."""
@@ -145,9 +140,9 @@ def main(argv: list[str] | None = None):
         loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
         found = evaluate()
         row = {"loss": loss, "train_nll": train_nll, "test_nll": found["test"].pop("nll"), "train_acc": train_acc}
-        row |= {"test_acc": found["test"].pop("acc"), "lr": lr, "sec": watch.lap(), "l2_norm": l2_norm().item()}
+        row |= {"test_acc": found["test"].pop("acc"), "lr": lr, "sec": watch.lap()}
         more = {f"{name}/{score}": value for name, more in found.items() for score, value in more.items()}
-        run.log(t, **row, dwp_reg=dwp_bound().item(), **more)
+        run.log(t, **row, l2_norm=squares(net.features).item(), dwp_reg=dwp_bound().item(), **more)
         run.save_weights()
         totals.zero_()
 
@@ -165,9 +160,10 @@ def main(argv: list[str] | None = None):
                 nll = F.cross_entropy(logits, y)
                 penalties = {}
                 if args.l2:
-                    penalties["the l2 term"] = args.l2 * l2_norm()
+                    penalties["the l2 term"] = args.l2 * squares(net.features)
                 if args.classifier_lamb:
-                    penalties["the classifier_lamb term"] = classifier_penalty()
+                    # -log N(0, classifier_lamb^2) of the weights, up to a constant, per image as the cross-entropy.
+                    penalties["the classifier_lamb term"] = squares(net.classifier) / (2 * args.classifier_lamb**2 * n)
                 if args.dwp_reg:
                     penalties["the dwp_reg term"] = args.dwp_reg * dwp_bound()
             loss = nll + sum(penalties.values())

@@ -48,19 +48,23 @@ class Sweeps:
     def __init__(self, resources: Resources, command: str):
         self.resources = resources
         self.command = command
+        self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
         trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
         return run_sweep(f"few-shot-{name}", trials, self.resources, self.command, accepted)
 
-    def train_sources(self, methods: Sequence[str], tuning: bool) -> dict[str, str]:
-        """Train the runs of SOURCES that the methods start from. Returns their directories, quoted, by name."""
-        data, found = ("not-mnist5-rest" if tuning else "not-mnist"), {}
-        for name, (script, line) in SOURCES.items():
+    def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:
+        """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""
+        found = {}
+        for name, (script, template) in SOURCES.items():
             if any(f"{{{name}}}" in METHODS[method].shared for method in methods):
-                (root,) = self.run(f"{name}-{data}", script, [line.format(data=data)])
-                found[name] = shlex.quote(str(root))
+                line = template.format(data=data)
+                if line not in self.sources:
+                    (root,) = self.run(f"{name}-{data}", script, [line])
+                    self.sources[line] = shlex.quote(str(root))
+                found[name] = self.sources[line]
         return found
 
     def train(
@@ -72,15 +76,16 @@ class Sweeps:
         loss became infinite or NaN.
         """
         found: dict[str, list[Path | None]] = {method: [] for method in settings}
-        sources = self.train_sources(list(settings), tuning)
-        shared = {method: METHODS[method].shared.format(**sources) for method in settings}
+        sources = self.train_sources(list(settings), "not-mnist5-rest" if tuning else "not-mnist")
         for script in dict.fromkeys(METHODS[method].script for method in settings):
-            own = [(m, s, t) for m in settings if METHODS[m].script == script for s in settings[m] for t in tasks]
-            lines = [f"{shared[method]} {setting} {task}" for method, setting, task in own]
-            if tuning:
-                lines = [f"{line} --data {METHODS[m].tune_data}" for line, (m, *_) in zip(lines, own, strict=True)]
+            methods, lines = [], []
+            for method in (method for method in settings if METHODS[method].script == script):
+                data = METHODS[method].tune_data if tuning else "mnist"
+                shared = METHODS[method].shared.format(**sources)
+                own = [f"{shared} {setting} {task} --data {data}" for setting in settings[method] for task in tasks]
+                methods, lines = methods + [method] * len(own), lines + own
             roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
-            for (method, *_), root in zip(own, roots, strict=True):
+            for method, root in zip(methods, roots, strict=True):
                 found[method].append(root)
         return found
 
@@ -124,9 +129,9 @@ def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
     return scores(ensemble_log_probs(members), test.labels)
 
 
-def tasks_of(n: int, splits: Sequence[int], seeds: Sequence[int], data: str = "") -> list[str]:
+def tasks_of(n: int, splits: Sequence[int], seeds: Sequence[int]) -> list[str]:
     """The arguments of tasks with n images; the seed varies fastest."""
-    return [f"{data} --num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
+    return [f"--num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
 
 
 def mean_scores(scores: Sequence[Score]) -> Score:
@@ -162,23 +167,14 @@ def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[
 
 def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the first method's accuracy minus each other one's, with 95% intervals: a panel per number of images."""
-    import matplotlib.pyplot as plt
+    from sweeps.plots import Curve, plot_intervals, save
 
-    from sweeps.plots import save
-
-    sizes = list(dict.fromkeys(row["num_examples"] for row in rows))
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 4.5), layout="tight", squeeze=False)
-    for axis, n in zip(axes[0], sizes, strict=True):
+    panels = {}
+    for n in dict.fromkeys(row["num_examples"] for row in rows):
         own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"]]
-        points, intervals = (
-            [100 * row[f"acc_{name}"] for row in own] for name in ("difference", "difference_interval")
-        )
-        axis.errorbar(points, [row["method"] for row in own], xerr=intervals, fmt="o", capsize=3)
-        axis.axvline(0, color="gray", linewidth=1)
-        axis.invert_yaxis()
-        axis.grid(axis="x", alpha=0.3)
-        axis.set(title=f"{n} images", xlabel=f"accuracy of {rows[0]['first']} minus that of the method, points")
-    save(figure, path)
+        points = {name: [100 * row[f"acc_{name}"] for row in own] for name in ("difference", "difference_interval")}
+        panels[f"{n} images"] = Curve("", [row["method"] for row in own], *points.values())
+    save(plot_intervals(panels, f"accuracy of {rows[0]['first']} minus that of the method, points"), path)
 
 
 @one_line_errors
@@ -229,13 +225,13 @@ def main(argv: list[str] | None = None) -> None:
             settings[f"{n} images, {method}"] = setting
             settings[f"{n} images, {method}, tried"] = means
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
-        results = sweeps.train(str(n), chosen, tasks_of(n, args.splits, args.seeds, "--data mnist"))
+        results = sweeps.train(str(n), chosen, tasks_of(n, args.splits, args.seeds))
         by_method = {
             method: by_split([read_score(method, root) for root in roots], len(args.splits))
             for method, roots in results.items()
         }
         more = {method: setting for method, setting in chosen.items() if args.ensemble and METHODS[method].ensemble}
-        tasks = tasks_of(n, args.splits, range(args.seeds[0], args.seeds[0] + args.ensemble), "--data mnist")
+        tasks = tasks_of(n, args.splits, range(args.seeds[0], args.seeds[0] + args.ensemble))
         for method, roots in sweeps.train(f"{n}-ensembles", more, tasks).items():
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
             by_method[f"ensemble of {args.ensemble}: {method}"] = [ensemble_score(method, group) for group in groups]

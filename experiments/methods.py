@@ -113,12 +113,7 @@ METHODS = {
         "network",
         ensemble=True,
     ),
-    "no": Method(
-        "train-bnn.py",
-        f"{BNN} --prior no",
-        BAYESIAN,
-        "draws",
-    ),
+    "no": Method("train-bnn.py", f"{BNN} --prior no", BAYESIAN, "draws"),
     "sn": Method(
         "train-bnn.py", f"{BNN} --prior sn --lr 0.01", grid(KL_WEIGHTS, options("lamb", 0.03, 0.1, 0.3)), "draws"
     ),

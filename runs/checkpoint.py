@@ -114,17 +114,16 @@ def load_pretrained(net: nn.Module, path: str, classifier: bool = True) -> None:
     """
     with user_error("--pretrained"):
         state = load_state(path)
-    own = net.state_dict()
-    kept = {} if classifier else {name: value for name, value in own.items() if name.startswith("classifier.")}
-    renamed = {}
+    skipped = () if classifier else ("classifier.",)
+    own, renamed = net.state_dict(), {}
     for name, value in state.items():
-        if not classifier and name.startswith("classifier."):
-            continue
         layer, _, kind = name.rpartition(".")
         renamed[f"{layer}.mean.{kind}" if name not in own and f"{layer}.mean.{kind}" in own else name] = value
+    renamed = {name: value for name, value in renamed.items() if not name.startswith(skipped)}
     # A deterministic network has neither deviations nor trained reverse models.
-    bayesian = {n: v for n, v in own.items() if n.endswith((".var.weight", ".w_alpha")) or ".prior." in n}
-    load_checked(net, bayesian | renamed | kept, f"--pretrained {path}")
+    optional = (".var.weight", ".w_alpha")
+    kept = {n: v for n, v in own.items() if n.endswith(optional) or ".prior." in n or n.startswith(skipped)}
+    load_checked(net, kept | renamed, f"--pretrained {path}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], label: str) -> None:

@@ -174,6 +174,9 @@ def switch_type(text: str) -> int:
     return SWITCH[text.lower()]
 
 
+ON_OFF = {"type": switch_type, "choices": (0, 1), "default": 0}  # of an option that is a switch
+
+
 def tensorboard_type(text: str) -> int:
     """An argparse type: 0, or 1 where the package is installed."""
     if switch_type(text):
@@ -229,7 +232,7 @@ def add_run_options(parser: Parser) -> None:
 def add_compile_option(group: argparse._ArgumentGroup) -> None:
     """Add the option of the scripts whose training step torch can compile as a whole."""
     help = "1: torch.compile the training step; needs a compiler, and starts slowly"
-    group.add_argument("--compile", type=switch_type, choices=(0, 1), default=0, help=help)
+    group.add_argument("--compile", **ON_OFF, help=help)
 
 
 def add_network_options(parser: Parser, net_cfg: str) -> None:
@@ -240,13 +243,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that subset")
     data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=WHOLE, default=500, help="images per test batch; at most 100 on a CPU")
-    data.add_argument(
-        "--aug",
-        type=switch_type,
-        choices=(0, 1),
-        default=0,
-        help="1: random crops of the images padded by 4, and flips",
-    )
+    data.add_argument("--aug", **ON_OFF, help="1: random crops of the images padded by 4, and flips")
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=WHOLE, default=100, help="passes over the training images")
@@ -299,9 +296,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     )
     init.add_argument(
         "--pretrained_classifier",
-        type=switch_type,
-        choices=(0, 1),
-        default=1,
+        **ON_OFF | {"default": 1},
         help="0: of the file 'pretrained' only the layers before the classifier are taken",
     )
 

@@ -52,6 +52,18 @@ def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", lo
     return figure
 
 
+def plot_intervals(panels: dict[str, Curve], xlabel: str) -> plt.Figure:
+    """A figure of panels side by side, by title: a row for each name in `x`, with `y` and its spread along the row."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4.5), layout="tight", squeeze=False)
+    for axis, (title, curve) in zip(axes[0], panels.items(), strict=True):
+        axis.errorbar(curve.y, curve.x, xerr=curve.spread, fmt="o", capsize=3)
+        axis.axvline(0, color="gray", linewidth=1)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+        axis.set(title=title, xlabel=xlabel)
+    return figure
+
+
 def kernel_image(kernel: torch.Tensor) -> np.ndarray:
     """A kernel (1, k, k) as (k, k), scaled so that its largest weight is 1 in absolute value and zero stays zero."""
     return (kernel[0] / kernel.abs().max().clamp_min(1e-12)).numpy()
