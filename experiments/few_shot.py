@@ -3,9 +3,9 @@
     python -m experiments.few_shot [--num_examples 50 100] [--methods dwp sn frozen] [--out DIR] [-- --cpus 1]
 
 1. Each method has the same number of settings and one kind of prediction. Each setting is trained on few-shot tasks of
-   notMNIST, whose test images are of other typefaces (`--tune_splits`). The setting with the best mean accuracy or NLL
-   (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting is not chosen if the loss of one
-   of its runs became infinite or NaN. No label of MNIST chooses a setting.
+   notMNIST, whose test images are of other typefaces (`--tune_splits`, `--tune_examples`). The setting with the best
+   mean accuracy or NLL (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting is not
+   chosen if the loss of one of its runs became infinite or NaN. No label of MNIST chooses a setting.
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
@@ -193,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         default=list(range(100, 106)),
         help="data_split_seed of the tasks of letters",
     )
+    add("--tune_examples", type=WHOLE, help="number of letters in a task, by default that of num_examples")
     add("--splits", type=splits, nargs="+", default=list(range(10)), help="data_split_seed of MNIST")
     add("--seeds", type=SEED, nargs="+", default=[42, 43, 44], help="seeds of each split of MNIST")
     add(
@@ -217,7 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for n in args.num_examples:
         tried = {method: METHODS[method].settings for method in args.methods}
-        tuned = sweeps.train(f"{n}-tune", tried, tasks_of(n, args.tune_splits, [42]), tuning=True)
+        letters = args.tune_examples or n
+        tuned = sweeps.train(f"{letters}-tune", tried, tasks_of(letters, args.tune_splits, [42]), tuning=True)
         chosen = {}
         for method, roots in tuned.items():
             means, setting = choose(method, roots, args.choose_by)

@@ -44,8 +44,8 @@ def trials(small_inputs, script, monkeypatch):
     monkeypatch.setattr(few_shot, "METHODS", methods)
     make = few_shot.make_trial
 
-    def make_small(path, words, label):  # the small data sets have no MNIST
-        return make(path, ["not-mnist" if word == "mnist" else word for word in words], label)
+    def make_small(path, words, label):  # the small data sets have no MNIST, and 10 images to train on
+        return make(path, [{"mnist": "not-mnist", "12": "10"}.get(word, word) for word in words], label)
 
     monkeypatch.setattr(few_shot, "make_trial", make_small)
     return done
@@ -64,13 +64,16 @@ def compare():
     return run
 
 
-@pytest.mark.parametrize("by", ["acc", "nll"])
-def test_the_protocol(by, trials, compare, tmp_path, capsys):
-    compare(tmp_path, "--choose_by", by)
+@pytest.mark.parametrize("by, letters", [("acc", 10), ("nll", 12)])
+def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
+    more = [] if letters == 10 else ["--tune_examples", str(letters)]
+    compare(tmp_path, "--choose_by", by, *more)
     lines = [trial.label for trial, _ in trials.values()]
     tuning = [line for line in lines if "--data not-mnist" in line]
     assert len(tuning) == 2 * 3 * 2 and lines[:12] == tuning, "two methods, settings and splits, all before MNIST"
     assert {line.split("--data_split_seed ")[1].split()[0] for line in tuning} == {"7", "8"}
+    assert all(f"--num_examples {letters} " in line for line in tuning)
+    assert all("--num_examples 10 " in line for line in lines[12:])
 
     # The chosen setting has the best mean over the tuning splits of the score of the method's prediction.
     settings = yaml.safe_load((tmp_path / "settings.yaml").read_text())
@@ -97,7 +100,7 @@ def test_the_protocol(by, trials, compare, tmp_path, capsys):
     assert float(rows[0]["acc_difference"]) == float(rows[3]["nll_difference"]) == 0
     assert (tmp_path / "differences.png").stat().st_size > 5000
     before = len(trials)
-    compare(tmp_path, "--choose_by", by)
+    compare(tmp_path, "--choose_by", by, *more)
     assert len(trials) == before
 
     # The ensemble of both seeds of each split.
