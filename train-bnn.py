@@ -126,8 +126,14 @@ def main(argv: list[str] | None = None):
     watch = Stopwatch()
 
     def evaluate() -> tuple[dict[str, float], dict[str, float]]:
-        """NLL of the ensemble in nats per image and the accuracies; then the scores that the printed table omits."""
+        """NLL of the ensemble in nats per image and the accuracies; then the scores that the printed table omits.
+
+        Without test images there are only the deviations of the weights.
+        """
         net.eval()
+        deviations = {name: value.item() for name, value in relative_deviations(net).items()}
+        if not len(test.labels):
+            return {}, deviations
         settings = (args.test_bs, args.precision, args.seed)
         mean = utils.predict_log_probs(net, test, "det", 1, *settings)[0]
         samples = utils.predict_log_probs(net, test, "stoch", args.ens, *settings)
@@ -139,8 +145,7 @@ def main(argv: list[str] | None = None):
         accs = {"det_test_acc": found["det"].pop("acc"), "samp_test_acc": first}
         accs[f"ens[{args.ens}]_test_acc"] = found["ensemble"].pop("acc")
         more = {f"{name}/{score}": value for name, row in found.items() for score, value in row.items()}
-        more |= {name: value.item() for name, value in relative_deviations(net).items()}
-        return {"test_nll": more.pop("ensemble/nll"), **accs}, more
+        return {"test_nll": more.pop("ensemble/nll"), **accs}, more | deviations
 
     n = len(train.labels)
     for epoch in run.epochs(args.epochs):
@@ -167,8 +172,9 @@ def main(argv: list[str] | None = None):
             train_nll, train_kl, train_acc = (total / n for total in totals.tolist())
             penalty = args.kl_weight * train_kl
             row = {"train_nll": train_nll, "KL": train_kl, "train_loss": n * train_nll + penalty}
-            test_nll = test_row.pop("test_nll")
-            row |= {"test_nll": test_nll, "test_loss": n * test_nll + penalty, "train_acc": train_acc}
+            test_nll = test_row.pop("test_nll", None)
+            test_loss = None if test_nll is None else n * test_nll + penalty
+            row |= {"test_nll": test_nll, "test_loss": test_loss, "train_acc": train_acc}
             run.log(epoch, **row, **test_row, lr=args.lr * schedule, sec=watch.lap(), **more)
             run.save_weights()
         totals.zero_()

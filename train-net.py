@@ -123,7 +123,12 @@ def main(argv: list[str] | None = None):
         return sum(draws, torch.zeros((), device=device)) / args.dwp_samples
 
     def evaluate() -> dict[str, dict[str, float]]:
-        """The scores of the network on the test images, and with dropout also those of an ensemble of its draws."""
+        """The scores of the network on the test images, and with dropout also those of an ensemble of its draws.
+
+        Empty without test images.
+        """
+        if not len(test.labels):
+            return {}
         net.eval()
         logits = torch.cat(utils.predict(lambda x, _: classify(x), test, args.test_bs, args.precision)).float()
         found = {"test": scores(F.log_softmax(logits, 1), test.labels)}
@@ -138,10 +143,9 @@ def main(argv: list[str] | None = None):
     def log_row(t: int, lr: float) -> None:
         """Log the row `t`, with means over the images since the last row, and write the model."""
         loss, train_nll, train_acc, _ = (totals / totals[3]).tolist()
-        found = evaluate()
-        row = {"loss": loss, "train_nll": train_nll, "test_nll": found["test"].pop("nll"), "train_acc": train_acc}
-        row |= {"test_acc": found["test"].pop("acc"), "lr": lr, "sec": watch.lap()}
-        more = {f"{name}/{score}": value for name, more in found.items() for score, value in more.items()}
+        more = {f"{name}/{score}": value for name, found in evaluate().items() for score, value in found.items()}
+        row = {"loss": loss, "train_nll": train_nll, "test_nll": more.pop("test/nll", None), "train_acc": train_acc}
+        row |= {"test_acc": more.pop("test/acc", None), "lr": lr, "sec": watch.lap()}
         run.log(t, **row, l2_norm=squares(net.features).item(), dwp_reg=dwp_bound().item(), **more)
         run.save_weights()
         totals.zero_()

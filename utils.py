@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data import npz
 from models.bayes import Mode, set_mode
 from models.build import build_network, build_vae
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES, VAES, imported
@@ -53,12 +54,13 @@ class DataSet(NamedTuple):
 
 
 def load_data(name: str) -> tuple[DataSet, DataSet]:
-    """Training and test part of a data set in `models.configs.DATA_SETS`, from $DATA_ROOT, on the CPU.
+    """Training and test part of a data set, on the CPU.
 
-    Raises UserError where files are damaged, or missing and cannot be fetched.
+    `name` is one of `models.configs.DATA_SETS`, which are in $DATA_ROOT, or the path of an npz file (data/npz.py),
+    whose test part may be empty. Raises UserError where files are damaged, or missing and cannot be fetched.
     """
     try:
-        parts = imported(DATA_SETS[name])(data_root())
+        parts = imported(DATA_SETS[name])(data_root()) if name in DATA_SETS else npz.load(Path(name))
     except (OSError, ValueError) as error:
         raise UserError(f"--data {name}: {error}") from None
     train, test = (DataSet(torch.tensor(images), torch.tensor(labels)) for images, labels in parts)
@@ -77,7 +79,7 @@ def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]
         found = tuple(part.images.shape[1:])
         if found != expected:
             raise UserError(f"--data {args.data}: found images of {found}, expected {expected} for {args.model}")
-    top = int(max(train.labels.max(), test.labels.max()))
+    top = int(torch.cat([train.labels, test.labels]).max())
     if top >= args.n_classes:
         raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
     if args.num_examples:

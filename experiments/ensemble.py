@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from models.configs import DATA_SETS, MODELS
-from runs.errors import UserError, one_line_errors
+from models.configs import MODELS
+from runs.errors import UserError, one_line_errors, user_error
 from runs.options import WHOLE, Parser, number_type, path_type
 
 if TYPE_CHECKING:
@@ -63,11 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         found = ", ".join(f"{name} of {run}" for name, run in names.items())
         raise UserError(f"RUN_DIR: found the data sets {found}, expected one data set")
     (name,) = names
-    if name not in DATA_SETS:
-        raise UserError(
-            f"{args.runs[0]}/params.yaml: found the data set {name}, expected one of {', '.join(DATA_SETS)}"
-        )
-    _, test = utils.load_data(name)
+    with user_error(f"{args.runs[0]}/params.yaml:"):
+        _, test = utils.load_data(name)
     for run, (_, params) in zip(args.runs, loaded, strict=True):
         shape, n_classes = tuple(test.images.shape[1:]), loaded[0][1]["n_classes"]
         if MODELS[params["model"]].image_shape != shape or params["n_classes"] != n_classes:

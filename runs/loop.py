@@ -230,12 +230,13 @@ class Run:
 
     # --- files ---
 
-    def log(self, t: int, **values: float) -> None:
-        """Add a row to the log: column `t` and the values.
+    def log(self, t: int, **values: float | None) -> None:
+        """Add a row to the log: column `t` and the values. A value None, a score of no images, has no column.
 
         Raises UserError where a value, or a term of the loss since the last row, is not finite.
         """
         self._check_terms()
+        values = {name: value for name, value in values.items() if value is not None}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             self._end_not_finite(bad)

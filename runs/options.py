@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{label}: found a run of {script or 'an unknown script'}, expected one of {self.script}")
         stored = self._argv_from_file(file)
         own, args = super().parse_args(stored), super().parse_args(stored + argv)
-        paths = {action.dest for action in self._actions if action.type is path_type}
+        paths = {action.dest for action in self._actions if action.type in (path_type, data_type)}
         overridable = (paths | set(NOT_IDENTIFYING)) - {"tmp", "resume", "resume_vae", "resume_opt"}
         args.overrides = {key: value for key, value in vars(own).items() if value != getattr(args, key)}
         for key, value in args.overrides.items():
@@ -167,6 +167,16 @@ def path_type(text: str) -> str:
     return os.path.abspath(text) if text else ""
 
 
+def data_type(text: str) -> str:
+    """An argparse type: the name of a data set, or the path of an npz file, converted to an absolute path."""
+    if text in DATA_SETS:
+        return text
+    if not text.endswith(".npz"):
+        names = ", ".join(DATA_SETS)
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {names}, or a file PATH.npz")
+    return path_type(text)
+
+
 def switch_type(text: str) -> int:
     """An argparse type: 0 or 1, or as people write it in YAML: no, off, false, yes, on, true."""
     if text.lower() not in SWITCH:
@@ -238,7 +248,13 @@ def add_compile_option(group: argparse._ArgumentGroup) -> None:
 def add_network_options(parser: Parser, net_cfg: str) -> None:
     """Add the options that the training of a deterministic and of a Bayesian network share."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", choices=tuple(DATA_SETS), default="mnist", help="data set, read from $DATA_ROOT")
+    data.add_argument(
+        "--data",
+        type=data_type,
+        metavar="NAME",
+        default="mnist",
+        help=f"data set, read from $DATA_ROOT: {', '.join(DATA_SETS)}; or a file PATH.npz with MedMNIST's layout",
+    )
     data.add_argument("--num_examples", type=WHOLE, help="train on a subset of this many images, stratified by class")
     data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that subset")
     data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")

@@ -75,7 +75,10 @@ def test_draws_of_the_weights_are_averaged(runs, capsys):
             "model: fconv\nnet_cfg: vanilla\nhid_dim: [99999999, 99999999]\nmodel_size: 1\nn_classes: 10\n",
             "model.torch",
         ),
-        ("model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: x\n", "the data set x"),
+        (
+            "model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: x\n",
+            "params.yaml: --data x",
+        ),
         ("model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: [mnist]\n", "['mnist']"),
         (
             "model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\ndata: svhn\n",

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zipfile
 import zlib
 
 import numpy as np
@@ -65,6 +66,7 @@ def hostile(refusal, vae_folder, capsys):
 
 VAE = ["train-bnn.py", *SMALL, "--init_list", "vae", "--vae_list"]
 PRETRAINED = ["train-bnn.py", *SMALL, "--init_list", "pretrained", "--pretrained", "{}"]
+NPZ = ["train-net.py", *SMALL, "--data", "{}"]
 KERNELS = ["train-vae.py", "--kernel_dim", "5", "--train", "{}", "--test", "{}"]
 
 
@@ -146,8 +148,28 @@ def test_kernels_that_the_file_does_not_hold(hostile, sandbox, shape):
     hostile(KERNELS, sandbox / "x.npy")
 
 
+def test_images_that_run_code(hostile, sandbox):
+    file = sandbox / "x.npz"
+    evil, labels = np.array([Evil(sandbox)] * 10, dtype=object), np.arange(10)
+    np.savez(file, train_images=evil, train_labels=labels)
+    hostile(NPZ, file)
+    np.savez(file, train_images=np.zeros((10, 28, 28), np.uint8), train_labels=evil)
+    hostile(NPZ, file)
+    file.write_bytes(pickle.dumps(Evil(sandbox)))
+    hostile(NPZ, file)
+
+
+@pytest.mark.parametrize("shape", ["(2000000000, 28, 28)", "(-1, 28, 28)", f"({10**30}, 28, 28)"])
+def test_images_that_the_file_does_not_hold(hostile, sandbox, shape):
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    with zipfile.ZipFile(sandbox / "x.npz", "w") as archive:
+        archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+    hostile(NPZ, sandbox / "x.npz")
+
+
 def test_zip_bombs(hostile, sandbox):
     for argv, name, members in (
+        (NPZ, "x.npz", ["train_images.npy", "train_labels.npy"]),
         (PRETRAINED, "state.torch", ["archive/data.pkl", "archive/data/0", "archive/version"]),
         (KERNELS, "x.npy", ["x.npy"]),
     ):
