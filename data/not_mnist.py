@@ -1,8 +1,9 @@
-"""notMNIST, the letters A-J as 28x28 images, bright on dark: from its own archive, or by its recipe from fonts.
+"""notMNIST, the letters A-J as 28x28 images, bright on dark: from its own archive, by its recipe from fonts, from IDX.
 
 The recipe draws each letter of a typeface so that it fills the image. Fonts without Latin capitals and
 duplicate images are dropped. Training and test images come from different font families. An archive does not name its
-fonts, so its images with equal file names count as one family.
+fonts, so its images with equal file names count as one family. The images of IDX files named train and t10k keep their
+part; of other IDX files each image is a family of its own.
 """
 
 import hashlib
@@ -12,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.font_manager import findSystemFonts
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from data.idx import MAX_BYTES, Part, idx_bytes, of_classes, parse_parts, read_idx_bytes, write_file
+from data.idx import MAX_BYTES, Part, idx_bytes, of_classes, parse_idx, parse_parts, read_idx_bytes, write_file
 
 FOLDER = Path("not-mnist", "MNIST", "raw")  # of the IDX files, in the folder of data sets
 LETTERS = "ABCDEFGHIJ"
@@ -26,7 +28,22 @@ SIZE = 28
 DRAWN = 112  # font size in pixels; glyphs are scaled down to SIZE, for smooth edges
 FONT_SUFFIXES = {".ttf", ".otf", ".ttc", ".pfb"}
 MISSING = "\uffff"  # no font has this character, so it is drawn as the font's missing-glyph sign
-Glyph = tuple[np.ndarray, int, str]  # image, label and font family, all of whose images go to the same part
+PARTS = {"train": False, "t10k": True}  # names of the parts in IDX files, and whether a part is for testing
+
+
+class Glyph(NamedTuple):
+    """An image of a letter.
+
+    image : (28, 28) uint8.
+    family : of the font. All images of a family go to the same part, which `is_test` chooses.
+    test : whether the image is for testing, where this is known; else None.
+    """
+
+    image: np.ndarray
+    label: int
+    family: str
+    source: str
+    test: bool | None = None
 
 
 def draw(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray | None:
@@ -54,7 +71,7 @@ def glyphs_of_font(path: Path) -> list[Glyph]:
     if len(seen) < len(LETTERS) or (missing is not None and missing.tobytes() in seen):
         return []
     family = font.getname()[0] or path.stem
-    return [(image, label, family) for label, image in enumerate(images)]
+    return [Glyph(image, label, family, "fonts") for label, image in enumerate(images)]
 
 
 def from_fonts(folders: list[Path]) -> tuple[list[Glyph], Counter]:
@@ -104,16 +121,41 @@ def from_archive(path: Path) -> tuple[list[Glyph], Counter]:
             image = Image.open(io.BytesIO(content), formats=["PNG"])
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.size}")
-            glyph = (np.asarray(image.convert("L")), LETTERS.index(letter), PurePosixPath(name).stem)
+            pixels = np.asarray(image.convert("L"))
+            glyph = Glyph(pixels, LETTERS.index(letter), PurePosixPath(name).stem, "archive")
             found.append(((letter, PurePosixPath(name).name, name), glyph))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             dropped["unreadable images"] += 1
     return [glyph for _, glyph in sorted(found, key=lambda item: item[0])], dropped
 
 
+def from_idx(folder: Path) -> tuple[list[Glyph], Counter]:
+    """The images of all pairs of IDX files <name>-images-idx3-ubyte and <name>-labels-idx1-ubyte in a folder.
+
+    The files may be gzipped. The counts of what was left out are empty. Raises ValueError for files of another kind,
+    and OSError for missing ones.
+    """
+    names = sorted({path.name.split("-images-idx3-ubyte")[0] for path in folder.glob("*-images-idx3-ubyte*")})
+    if not names:
+        raise ValueError(f"{folder}: found no file *-images-idx3-ubyte or *-images-idx3-ubyte.gz")
+    glyphs = []
+    for name in names:
+        files = [folder / f"{name}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+        images, labels = (parse_idx(read_idx_bytes(file), str(file)) for file in files)
+        if images.shape != (len(labels), SIZE, SIZE) or labels.max(initial=0) >= len(LETTERS):
+            found = f"found images {images.shape} and labels {labels.shape} up to {labels.max(initial=0)}"
+            raise ValueError(f"{files[0]}: {found}, expected (n, {SIZE}, {SIZE}) and n labels up to 9")
+        families = (hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+        glyphs += [
+            Glyph(image, int(label), family, str(folder), PARTS.get(name))
+            for image, label, family in zip(images, labels, families, strict=True)
+        ]
+    return glyphs, Counter()
+
+
 def drop_duplicates(glyphs: list[Glyph]) -> list[Glyph]:
     """The glyphs without those whose pixels equal those of an earlier glyph, of any letter."""
-    first = {glyph[0].tobytes(): glyph for glyph in reversed(glyphs)}
+    first = {glyph.image.tobytes(): glyph for glyph in reversed(glyphs)}
     return list(first.values())[::-1]
 
 
@@ -122,23 +164,24 @@ def is_test(family: str, test_share: float) -> bool:
     return int(hashlib.sha256(family.encode()).hexdigest()[:8], 16) < test_share * 2**32
 
 
-def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[int]]:
+def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[Glyph]]:
     """Split glyphs by family and write them as IDX files into `root`/not-mnist/MNIST/raw.
 
-    Returns the images per letter of each part. Raises ValueError if a part lacks a letter, OSError if a write fails.
+    Returns the glyphs of each part. Raises ValueError if a part lacks a letter, OSError if a write fails.
     """
-    parts = {part: [g for g in glyphs if is_test(g[2], test_share) == (part == "t10k")] for part in ("train", "t10k")}
+    parts: dict[str, list[Glyph]] = {part: [] for part in PARTS}
+    for glyph in glyphs:
+        test = is_test(glyph.family, test_share) if glyph.test is None else glyph.test
+        parts["t10k" if test else "train"].append(glyph)
     for part, members in parts.items():
-        if {label for _, label, _ in members} != set(range(len(LETTERS))):
+        if {glyph.label for glyph in members} != set(range(len(LETTERS))):
             raise ValueError(f"{len(members)} images left for {part}, expected all of {LETTERS}; name more fonts")
-    counts = {}
     for part, members in parts.items():
-        order = np.random.default_rng(0).permutation(len(members))
-        images, labels, _ = zip(*(members[i] for i in order), strict=True)
-        write_file(root / FOLDER / f"{part}-images-idx3-ubyte", idx_bytes(np.stack(images)))
-        write_file(root / FOLDER / f"{part}-labels-idx1-ubyte", idx_bytes(np.array(labels)))
-        counts[part] = np.bincount(labels).tolist()
-    return counts
+        members = [members[i] for i in np.random.default_rng(0).permutation(len(members))]
+        images, labels = (np.stack([getattr(glyph, name) for glyph in members]) for name in ("image", "label"))
+        write_file(root / FOLDER / f"{part}-images-idx3-ubyte", idx_bytes(images))
+        write_file(root / FOLDER / f"{part}-labels-idx1-ubyte", idx_bytes(labels))
+    return parts
 
 
 def load(root: Path) -> list[Part]:

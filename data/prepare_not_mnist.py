@@ -1,12 +1,14 @@
 """Make notMNIST: the letters A-J as 28x28 images, bright on dark, in $DATA_ROOT/not-mnist/MNIST/raw.
 
     python data/prepare_not_mnist.py --archive notMNIST_small.tar.gz     its own archive, or the unpacked folder
-    python data/prepare_not_mnist.py [--fonts DIR ...]                   its recipe, on the fonts of this machine or DIR
+    python data/prepare_not_mnist.py [--fonts [DIR ...]]                 its recipe, on the fonts of this machine or DIR
+    python data/prepare_not_mnist.py --idx DIR [DIR ...]                 IDX files, e.g. of another notMNIST
 
-data/not_mnist.py describes the recipe.
+Several sources together make one data set. data/not_mnist.py describes the recipe, and which images are for testing.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python data/prepare_not_mnist.py`
@@ -20,27 +22,41 @@ from runs.options import Parser, number_type
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--archive", type=Path, help="notMNIST's tar file, or its unpacked folder")
-    source.add_argument("--fonts", type=Path, nargs="+", default=[], help="folders of fonts; default: this machine's")
-    parser.add_argument("--root", type=Path, default=data_root(), help="folder of data sets")
-    parser.add_argument("--test_share", type=number_type(float, 0, 1), default=0.3, help="share of fonts for testing")
+    add = parser.add_argument
+    add("--archive", type=Path, help="notMNIST's tar file, or its unpacked folder")
+    add("--fonts", type=Path, nargs="*", help="folders of fonts; without a folder, this machine's fonts")
+    add("--idx", type=Path, nargs="+", default=[], help="folders with pairs of IDX files")
+    add("--root", type=Path, default=data_root(), help="folder of data sets")
+    add("--test_share", type=number_type(float, 0, 1), default=0.3, help="share of fonts or images for testing")
     args = parser.parse_args(argv)
 
-    option, paths = ("--archive", [args.archive]) if args.archive else ("--fonts", args.fonts)
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{option}: {path} does not exist")
+    sources = [("--archive", args.archive, not_mnist.from_archive)] if args.archive else []
+    sources += [("--idx", folder, not_mnist.from_idx) for folder in args.idx]
+    if args.fonts is not None or not sources:
+        sources.append(("--fonts", args.fonts or [], not_mnist.from_fonts))
+    for option, path, _ in sources:
+        for folder in path if isinstance(path, list) else [path]:
+            if not folder.exists():
+                raise UserError(f"{option}: {folder} does not exist")
+    glyphs, dropped = [], Counter()
+    for option, path, read in sources:
+        try:
+            found, left_out = read(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{option}: {error}") from None
+        glyphs += found
+        dropped.update(left_out)
+    unique = not_mnist.drop_duplicates(glyphs)
+    dropped["duplicates"] = len(glyphs) - len(unique)
+    print("left out:", ", ".join(f"{count} {kind}" for kind, count in dropped.items()))
     try:
-        glyphs, dropped = not_mnist.from_archive(args.archive) if args.archive else not_mnist.from_fonts(args.fonts)
-        unique = not_mnist.drop_duplicates(glyphs)
-        dropped["duplicates"] = len(glyphs) - len(unique)
-        print("left out:", ", ".join(f"{count} {kind}" for kind, count in dropped.items()))
-        counts = not_mnist.write(unique, args.test_share, args.root)
+        parts = not_mnist.write(unique, args.test_share, args.root)
     except (OSError, ValueError) as error:
-        raise UserError(f"{option}: {error}") from None
-    for part, per_letter in counts.items():
-        print(f"{part}: {sum(per_letter)} images, per letter {per_letter}")
+        raise UserError(f"{', '.join(dict.fromkeys(option for option, _, _ in sources))}: {error}") from None
+    for part, members in parts.items():
+        letters, origins = (Counter(getattr(glyph, name) for glyph in members) for name in ("label", "source"))
+        shares = ", ".join(f"{count / len(members):.0%} from {source}" for source, count in origins.items())
+        print(f"{part}: {len(members)} images ({shares}), per letter {[letters[i] for i in sorted(letters)]}")
     print(f"notMNIST is in {args.root / not_mnist.FOLDER}")
 
 

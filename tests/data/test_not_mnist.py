@@ -1,5 +1,6 @@
 """notMNIST: its files, its recipe on fonts, and its archive."""
 
+import gzip
 import io
 import shutil
 import tarfile
@@ -12,7 +13,7 @@ from PIL import Image
 
 import utils
 from data import not_mnist, prepare_not_mnist
-from data.idx import parse_idx, read_idx_bytes
+from data.idx import idx_bytes, parse_idx, read_idx_bytes, write_file
 from runs.errors import UserError
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -54,7 +55,7 @@ def test_not_mnist_from_fonts(tmp_path, monkeypatch, capsys):
     assert len({image.tobytes() for image in images}) == len(images)
     lit = images > 64
     assert (lit.any(1).sum(1).clip(0) >= 26).mean() > 0.1 and (lit.any(2).sum(1) >= 26).mean() > 0.8
-    families = {g[2] for path in fonts.glob("DejaVuS*") for g in not_mnist.glyphs_of_font(path)}
+    families = {g.family for path in fonts.glob("DejaVuS*") for g in not_mnist.glyphs_of_font(path)}
     assert len({not_mnist.is_test(name, 0.5) for name in families}) == 2
     assert not_mnist.glyphs_of_font(FONTS / "STIXSizOneSymReg.ttf") == []
 
@@ -86,6 +87,45 @@ def test_not_mnist_from_its_archive(tmp_path, monkeypatch, capsys, packed):
     assert len(images) + len(parse_idx(read_idx_bytes(raw / "t10k-labels-idx1-ubyte"), "")) == 80
     stems = [np.asarray(Image.open(p)) for p in sorted((source / "ABCDEFGHIJ"[labels[0]]).glob("font*.png"))]
     assert first.shape == (28, 28) and any((images[0] == image).all() for image in stems)
+
+
+def test_several_sources_make_one_data_set(tmp_path, monkeypatch, capsys):
+    """IDX parts stay what they are, undivided IDX images are split by their pixels, an equal image is taken once."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 10
+    known = {part: rng.integers(0, 256, (200, 28, 28), dtype=np.uint8) for part in ("train", "t10k")}
+    more = rng.integers(0, 256, (400, 28, 28), dtype=np.uint8)
+    more[:7] = known["t10k"][:7]
+    for folder, name, images in (("a", "train", known["train"]), ("a", "t10k", known["t10k"]), ("b", "all", more)):
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.resize(labels, len(images)))):
+            write_file(tmp_path / folder / f"{name}-{kind}-ubyte", idx_bytes(array))
+    file = tmp_path / "b" / "all-images-idx3-ubyte"
+    file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+    archive = tmp_path / "letters"
+    for letter in "ABCDEFGHIJ":
+        (archive / letter).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(archive / letter / "font.png")
+    argv = ["--idx", str(tmp_path / "a"), str(tmp_path / "b"), "--archive", str(archive), "--test_share", "0.25"]
+    prepare_not_mnist.main([*argv, "--root", str(tmp_path / "root")])
+    out = capsys.readouterr().out
+    assert "left out: 7 duplicates" in out
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "root"))
+    found = dict(zip(known, utils.load_data("not-mnist"), strict=True))
+    pixels = {part: [image.numpy().tobytes() for image in data.images] for part, data in found.items()}
+    for part, images in known.items():
+        assert {image.tobytes() for image in images} <= set(pixels[part])
+    tested = sum(image.tobytes() in set(pixels["t10k"]) for image in more[7:])
+    assert 393 * 0.15 < tested < 393 * 0.35  # a binomial share of 0.25, by fixed images
+    assert sum(map(len, pixels.values())) == 200 + 200 + 393 + 10
+    label_of = {
+        image: label
+        for part, data in found.items()
+        for image, label in zip(pixels[part], data.labels.tolist(), strict=True)
+    }
+    assert [label_of[image.tobytes()] for image in more[7:]] == np.resize(labels, 400)[7:].tolist()
+    n = len(pixels["t10k"])
+    assert f"t10k: {n} images (" in out and f"{200 / n:.0%} from {tmp_path / 'a'}, {tested / n:.0%} from" in out
 
 
 def test_a_folder_and_its_archive_give_the_same_images_in_the_same_order(tmp_path, capsys):

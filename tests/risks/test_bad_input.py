@@ -165,7 +165,9 @@ MISTAKES = [
     ("sweeps.pipeline", ["--scale", "smoke", "--", "--dry-run"], "--: found --dry-run"),
     ("data.prepare_not_mnist", ["--fonts", "nowhere"], "--fonts: nowhere does not exist"),
     ("data.prepare_not_mnist", ["--archive", "nowhere"], "--archive: nowhere does not exist"),
-    ("data.prepare_not_mnist", ["--archive", "a", "--fonts", "b"], "not allowed with"),
+    ("data.prepare_not_mnist", ["--archive", __file__, "--fonts", "b"], "--fonts: b does not exist"),
+    ("data.prepare_not_mnist", ["--idx", "nowhere"], "--idx: nowhere does not exist"),
+    ("data.prepare_not_mnist", ["--idx", "."], "--idx: .: found no file *-images-idx3-ubyte"),
     ("data.prepare_not_mnist", ["--archive", __file__], "expected notMNIST's tar file or folder"),
     ("benchmarks.__main__", ["--rows", "nothing"], "--rows: found no row with nothing"),
 ]
