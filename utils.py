@@ -227,17 +227,27 @@ def is_conv_weight(name: str, value: Tensor) -> bool:
     return name.endswith(".weight") and value.ndim == 4 and not name.endswith(".var.weight") and ".prior." not in name
 
 
-def get_kernels(state: dict[str, Tensor]) -> dict[int, Tensor]:
-    """All square convolution kernels of a network's state dict, by size k: (n, 1, k, k), layers in order.
+def get_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The kernels (n, 1, k, k) of each conv with square kernels in a network's state dict: "5x5-2" are those of conv 2.
 
     The kernels of a Bayesian layer are its posterior means.
     """
-    found: dict[int, list[Tensor]] = {}
-    for name, weight in state.items():
-        if is_conv_weight(name, weight) and weight.shape[2] == weight.shape[3]:
-            k = weight.shape[-1]
-            found.setdefault(k, []).append(weight.reshape(-1, 1, k, k))
-    return {k: torch.cat(kernels) for k, kernels in found.items()}
+    weights = [weight for name, weight in state.items() if is_conv_weight(name, weight)]
+    shapes = [tuple(weight.shape[2:]) for weight in weights]
+    return {
+        f"{k}x{k}-{i}": weight.reshape(-1, 1, k, k)
+        for i, (weight, (k, width)) in enumerate(zip(weights, shapes, strict=True), 1)
+        if k == width
+    }
+
+
+def kernels_named(networks: Sequence[Mapping[str, Tensor]], name: str) -> list[Tensor]:
+    """The kernels (n, 1, k, k) of each network from `get_kernels`: of one conv, "5x5-2", or of all convs of "5x5".
+
+    Networks without such kernels are left out.
+    """
+    found = [[w for conv, w in network.items() if name in (conv, conv.split("-")[0])] for network in networks]
+    return [torch.cat(kernels) for kernels in found if kernels]
 
 
 def shown_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -277,14 +287,14 @@ def drop_near_duplicates(kernels: Tensor, tolerance: float, block: int = 1024) -
 
 
 def extract_kernels(
-    networks: Sequence[Mapping[int, Tensor]], k: int, min_norm: float, near: float, seed: int
+    networks: Sequence[Mapping[str, Tensor]], name: str, min_norm: float, near: float, seed: int
 ) -> dict[str, Tensor]:
     """The kernels of source networks as a data set: pruned, without near-duplicates, split at random.
 
     Parameters
     ----------
-    networks : the kernels of each network by size, from `get_kernels`.
-    k : the kernel size.
+    networks : the kernels of each network, from `get_kernels`.
+    name : which of them, as of `kernels_named`.
     min_norm : kernels of at least this Euclidean norm are kept.
     near : relative distance within which kernels of one network are duplicates (`drop_near_duplicates`).
     seed : seed of the split.
@@ -293,7 +303,7 @@ def extract_kernels(
     -------
     "train" and "test", 80% and 20% of the kernels, each (n, 1, k, k). Raises ValueError for fewer than 5 kernels.
     """
-    pruned = [prune_kernels(network[k], min_norm) for network in networks if k in network]
+    pruned = [prune_kernels(kernels, min_norm) for kernels in kernels_named(networks, name)]
     kept = torch.cat([drop_near_duplicates(kernels, near) for kernels in pruned])
     if len(kept) < 5:
         raise ValueError(f"{min_norm:g} keeps {len(kept)} kernels, expected at least 5 to split")

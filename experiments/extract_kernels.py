@@ -3,14 +3,17 @@ r"""Extract the kernels of source networks, prune those whose norm is almost zer
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
         --min_norm_7x7 0.2 --min_norm_5x5 0.13 [--figure norms.png]
 
-The command prints a histogram of norms for each kernel size. Without thresholds it writes nothing: a first call shows
-the valley between pruned and structured kernels, where a threshold belongs. With thresholds it handles only the sizes
-that have one. Of near-duplicates in one network the first is kept.
+The command prints a histogram of norms for each kernel size, and for each conv where several have this size. Without
+thresholds it writes nothing: a first call shows the valley between pruned and structured kernels, where a threshold
+belongs. With thresholds it handles only the sizes that have one. Several thresholds of a size are those of its convs,
+whose kernels then become data sets of their own: conv5x5-2, conv5x5-3, ... Of near-duplicates in one network the first
+is kept.
 """
 
 import glob
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.configs import VAES
 from runs.errors import UserError, one_line_errors, user_error
@@ -47,14 +50,20 @@ def find_models(patterns: list[str]) -> list[Path]:
     return models
 
 
+def convs_of_size(networks: Sequence[Mapping[str, Any]], k: int) -> list[str]:
+    """The names of all convs with k x k kernels, as of `utils.get_kernels`, by number."""
+    names = {name for network in networks for name in network if name.startswith(f"{k}x")}
+    return sorted(names, key=lambda name: int(name.split("-")[1]))
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--runs", nargs="+", required=True, help="run directories of train-net.py, or globs")
     parser.add_argument("--out", type=Path, required=True, help="folder to write conv7x7/, conv5x5/, ... into")
     for k in VAES:
-        help = f"{k}x{k} kernels of at least this norm are kept"
-        parser.add_argument(f"--min_norm_{k}x{k}", type=number_type(float, 0), help=help)
+        help = f"{k}x{k} kernels of at least this norm are kept; several: one for each conv of this size, in order"
+        parser.add_argument(f"--min_norm_{k}x{k}", type=number_type(float, 0), nargs="+", default=[], help=help)
     help = "kernels of one network closer than this, relative to the larger norm, count as one"
     parser.add_argument("--near", type=number_type(float, 0, 1), default=0.05, help=help)
     parser.add_argument("--figure", type=Path, metavar="PNG", help="picture of the histograms and thresholds")
@@ -70,29 +79,37 @@ def main(argv: list[str] | None = None) -> None:
 
     with user_error("--runs"):
         networks = [utils.get_kernels(load_state(model)) for model in models]
-    found = {k for network in networks for k in network} & set(VAES)
-    thresholds = {k: threshold for k in VAES if (threshold := getattr(args, f"min_norm_{k}x{k}")) is not None}
-    for k in thresholds:
-        if k not in found:
-            raise UserError(f"--min_norm_{k}x{k}: the {len(models)} networks have no {k}x{k} kernels")
-    if not found:
+    convs = {k: convs_of_size(networks, k) for k in sorted(VAES, reverse=True)}
+    if not any(convs.values()):
         raise UserError(f"--runs: the {len(models)} networks have no kernels of a size in {tuple(VAES)}")
+    names, thresholds = [], {}
+    for k, own in convs.items():
+        given = getattr(args, f"min_norm_{k}x{k}")
+        if given and not own:
+            raise UserError(f"--min_norm_{k}x{k}: the {len(models)} networks have no {k}x{k} kernels")
+        if len(given) > 1 and len(given) != len(own):
+            found = f"found {len(given)} thresholds"
+            raise UserError(f"--min_norm_{k}x{k}: {found}, expected one, or one for each of {', '.join(own)}")
+        together = [f"{k}x{k}"] if own else []
+        names += together + (own if len(own) > 1 else [])
+        thresholds |= zip(own if len(given) > 1 else together, given, strict=False)
     data_sets, norms = {}, {}
-    for k in sorted(thresholds or found, reverse=True):
-        sources = [network[k] for network in networks if k in network]
-        norms[k] = np.concatenate([kernels.flatten(1).norm(dim=1).numpy() for kernels in sources])
-        print(f"\n{k}x{k}: {len(norms[k])} kernels of {len(sources)} networks; norm, count")
-        print(text_histogram(norms[k]))
-        if k in thresholds:
-            with user_error(f"--min_norm_{k}x{k}:"):
-                data_sets[k] = utils.extract_kernels(networks, k, thresholds[k], args.near, args.seed)
-            above = sum(len(utils.prune_kernels(kernels, thresholds[k])) for kernels in sources)
-            duplicates = above - sum(map(len, data_sets[k].values()))
-            print(f"norm >= {thresholds[k]:g}: {above} of {len(norms[k])}, {duplicates} of them near-duplicates")
+    for name in thresholds or names:
+        sources = utils.kernels_named(networks, name)
+        norms[name] = np.concatenate([kernels.flatten(1).norm(dim=1).numpy() for kernels in sources])
+        print(f"\n{name}: {len(norms[name])} kernels of {len(sources)} networks; norm, count")
+        print(text_histogram(norms[name]))
+        if name in thresholds:
+            min_norm = thresholds[name]
+            with user_error(f"--min_norm_{name.split('-')[0]}:"):
+                data_sets[name] = utils.extract_kernels(networks, name, min_norm, args.near, args.seed)
+            above = sum(len(utils.prune_kernels(kernels, min_norm)) for kernels in sources)
+            duplicates = above - sum(map(len, data_sets[name].values()))
+            print(f"norm >= {min_norm:g}: {above} of {len(norms[name])}, {duplicates} of them near-duplicates")
 
-    for k, parts in data_sets.items():
+    for name, parts in data_sets.items():
         for part, kernels in parts.items():
-            path = args.out / f"conv{k}x{k}" / f"{part}.npy"
+            path = args.out / f"conv{name}" / f"{part}.npy"
             with atomic_write(path) as file:
                 np.save(file, kernels.float().numpy(), allow_pickle=False)
             print(f"{path}: {tuple(kernels.shape)}")

@@ -51,8 +51,11 @@ def data_hashes(scale: Scale) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(files)}
 
 
-def extract_kernels(out: Path, k: int, min_norm: float, models: Sequence[Path]) -> list[Path]:
-    """Write the k x k kernels of networks as `conv<k>x<k>-<hash>/`, with a histogram of norms, and return the files."""
+def extract_kernels(out: Path, name: str, min_norm: float, models: Sequence[Path]) -> list[Path]:
+    """Write the kernels of networks, "5x5" or "5x5-2" of conv 2, as `conv<name>-<hash>/`, and return the files.
+
+    A histogram of their norms is among the files.
+    """
     import numpy as np
 
     import utils
@@ -61,23 +64,23 @@ def extract_kernels(out: Path, k: int, min_norm: float, models: Sequence[Path]) 
     from sweeps.vae_figures import save_all
 
     networks = [utils.get_kernels(load_state(model)) for model in models]
-    with user_error(f"min_norm of {k}x{k} kernels:"):
-        parts = utils.extract_kernels(networks, k, min_norm, NEAR, SPLIT_SEED)
-    norms = np.concatenate([network[k].flatten(1).norm(dim=1).numpy() for network in networks if k in network])
-    print(f"{k}x{k}: {len(norms)} kernels of {len(networks)} networks, {sum(map(len, parts.values()))} are kept")
-    histogram = save_all({f"norms{k}x{k}.png": plot_norms({k: norms}, {k: min_norm})}, out / "figures")
+    with user_error(f"min_norm of {name} kernels:"):
+        parts = utils.extract_kernels(networks, name, min_norm, NEAR, SPLIT_SEED)
+    norms = np.concatenate([w.flatten(1).norm(dim=1).numpy() for w in utils.kernels_named(networks, name)])
+    print(f"{name}: {len(norms)} kernels of {len(networks)} networks, {sum(map(len, parts.values()))} are kept")
+    histogram = save_all({f"norms{name}.png": plot_norms({name: norms}, {name: min_norm})}, out / "figures")
     contents = {}
     for part in ("train", "test"):
         file = io.BytesIO()
         np.save(file, parts[part].numpy().astype(np.float32), allow_pickle=False)
         contents[f"{part}.npy"] = file.getvalue()
-    return [*histogram, *store_by_content(contents, out / f"conv{k}x{k}")]
+    return [*histogram, *store_by_content(contents, out / f"conv{name}")]
 
 
-def write_figures(folder: Path, scale: Scale, convs: Mapping[int, Path], vaes: Mapping[int, Path]) -> list[Path]:
+def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: Mapping[str, Path]) -> list[Path]:
     """Write figures of the kernels and VAEs and the table of test ELBOs, in nats per kernel, and return the files.
 
-    `convs` and `vaes` are the folders of kernels and of VAEs by kernel size.
+    `convs` and `vaes` are the folders of kernels and of VAEs by name.
     """
     import torch
 
@@ -85,18 +88,19 @@ def write_figures(folder: Path, scale: Scale, convs: Mapping[int, Path], vaes: M
     from sweeps.vae_figures import kernel_figures, save_all, test_elbo, vae_figures
 
     files, rows = [], []
-    for k, conv in convs.items():
-        vae, test_kernels = utils.load_vae(vaes[k]), utils.load_kernels(conv / "test.npy", k)
-        files += save_all(kernel_figures(conv, vaes[k] if vae.z_dim == 2 else None), folder)
+    for name, conv in convs.items():
+        vae = utils.load_vae(vaes[name])
+        test_kernels = utils.load_kernels(conv / "test.npy", vae.kernel_dim)
+        files += save_all(kernel_figures(conv, vaes[name] if vae.z_dim == 2 else None, name), folder)
         torch.manual_seed(FIGURE_SEED)
         drawn = test_kernels[torch.randperm(len(test_kernels))[: scale.figure_kernels]]
         with user_error(f"{conv / 'test.npy'}:"):
             figures, kl = vae_figures(vae, drawn, scale.figure_samples)
-        files += save_all(figures, folder / f"vae{k}x{k}", tight=True)
-        files.append(write_csv(folder / f"vae{k}x{k}" / "kl.csv", kl))
+        files += save_all(figures, folder / f"vae{name}", tight=True)
+        files.append(write_csv(folder / f"vae{name}" / "kl.csv", kl))
         torch.manual_seed(FIGURE_SEED)
         elbo, error = test_elbo(vae, test_kernels, ELBO_SAMPLES)
-        rows.append({"kernel_dim": k, "test_elbo": elbo, "standard_error": error})
+        rows.append({"kernels": name, "test_elbo": elbo, "standard_error": error})
     return [write_csv(folder / "elbo.csv", rows), *files]
 
 
@@ -109,22 +113,23 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         models[name] = [file for file in files if file.name == "model.torch"]
 
     convs, vaes, kernels = {}, {}, []
-    for k, (nets, min_norm, vae) in scale.kernels.items():
-        sources = [model for name in nets for model in models[name]]
-        make = functools.partial(extract_kernels, out, k, min_norm, sources)
-        files = run_stage(out, f"kernels{k}x{k}", [f"--min_norm_{k}x{k}", str(min_norm)], sources, make)
+    for name, (nets, min_norm, vae) in scale.kernels.items():
+        size = name.split("-")[0]
+        sources = [model for net in nets for model in models[net]]
+        make = functools.partial(extract_kernels, out, name, min_norm, sources)
+        files = run_stage(out, f"kernels{name}", [f"--min_norm_{size}", str(min_norm)], sources, make)
         arrays = [file for file in files if file.suffix == ".npy"]
         kernels += arrays
-        convs[k] = arrays[0].parent
-        shared = ["--kernel_dim", str(k), "--data_dir", str(convs[k]), *shlex.split(vae)]
-        trained = sweep_stage(context, f"train-vae{k}x{k}", "train-vae.py", "--seed 42", shared, arrays)
+        convs[name] = arrays[0].parent
+        shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(convs[name]), *shlex.split(vae)]
+        trained = sweep_stage(context, f"train-vae{name}", "train-vae.py", "--seed 42", shared, arrays)
         files = [file for file in trained if file.name in VAE_FILES]
         contents = {file.name: file.read_bytes() for file in files}
-        make = functools.partial(store_by_content, contents, out / f"vae{k}x{k}")
-        vaes[k] = run_stage(out, f"vae{k}x{k}", VAE_FILES, files, make)[0].parent
+        make = functools.partial(store_by_content, contents, out / f"vae{name}")
+        vaes[name] = run_stage(out, f"vae{name}", VAE_FILES, files, make)[0].parent
 
     results = []
-    folders = {f"vae{k}x{k}": str(vae) for k, vae in vaes.items()}
+    folders = {f"vae{name}": str(vae) for name, vae in vaes.items()}
     priors = [vae / name for vae in vaes.values() for name in VAE_FILES]
     for name, (grid, shared) in scale.bnns.items():
         words = [word.format(**folders) for word in shlex.split(shared)]

@@ -128,17 +128,17 @@ def plot_before_after(before: torch.Tensor, after: torch.Tensor) -> plt.Figure:
     return figure
 
 
-def plot_norms(norms: dict[int, np.ndarray], thresholds: dict[int, float]) -> plt.Figure:
-    """Histograms of kernel norms by kernel size, in logarithmic bins, with a line at each threshold."""
+def plot_norms(norms: dict[str, np.ndarray], thresholds: dict[str, float]) -> plt.Figure:
+    """Histograms of kernel norms by name, in logarithmic bins, with a line at each threshold."""
     figure, axes = plt.subplots(1, len(norms), figsize=(5 * len(norms), 3.4), squeeze=False, layout="tight")
-    for axis, (k, values) in zip(axes[0], norms.items(), strict=True):
+    for axis, (name, values) in zip(axes[0], norms.items(), strict=True):
         low, high = max(values.min(), NORM_FLOOR), max(values.max(), 10 * NORM_FLOOR)
         axis.hist(np.maximum(values, low), np.geomspace(low, high, 80))
-        if k in thresholds:
-            kept = (values >= thresholds[k]).sum()
-            axis.axvline(thresholds[k], color="C3", label=f"threshold {thresholds[k]:g}: {kept} kernels")
+        if name in thresholds:
+            kept = (values >= thresholds[name]).sum()
+            axis.axvline(thresholds[name], color="C3", label=f"threshold {thresholds[name]:g}: {kept} kernels")
             axis.legend()
-        axis.set(xscale="log", yscale="log", xlabel="norm", ylabel="kernels", title=f"{k}x{k}")
+        axis.set(xscale="log", yscale="log", xlabel="norm", ylabel="kernels", title=name)
     return figure
 
 

@@ -12,7 +12,7 @@ class Sweep(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The kernels of one size and their VAE."""
+    """The kernels of one name and their VAE."""
 
     nets: Sequence[str]  # names of the sweeps of source networks
     min_norm: float  # kernels of at least this norm are kept
@@ -23,7 +23,7 @@ class Scale(NamedTuple):
     """The pipeline at one scale."""
 
     nets: dict[str, Sweep]  # sweeps of train-net.py by name
-    kernels: dict[int, Kernels]  # by kernel size
+    kernels: dict[str, Kernels]  # by name: "5x5" are those of all convs of this size, "5x5-2" those of conv 2
     bnns: dict[str, Sweep]  # sweeps of train-bnn.py by name
     by: str = "num_examples prior_list"  # the arguments of train-bnn.py by which the results are grouped
     figure_kernels: int = 1000  # at most, in the VAE's figures
@@ -51,8 +51,8 @@ SCALES = {
     "smoke": Scale(
         nets={"all": Sweep("--seed 1..2", f"{FCONV} --hid_dim 4 6 --num_examples 50 --epochs 2 --bs 25")},
         kernels={
-            7: Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3"),
-            5: Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3"),
+            "7x7": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3"),
+            "5x5": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3"),
         },
         bnns={"all": Sweep(f"{PRIORS} --data_split_seed 0..1", SMOKE_BNN)},
         figure_kernels=20,
@@ -70,16 +70,16 @@ SCALES = {
             "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
         },
         kernels={
-            7: Kernels(FCONV_NETS, 0.2, f"{VAE_Z2} {LAPTOP_VAE} --batch_size 32 --var 0.004"),
-            5: Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} {LAPTOP_VAE} --var 0.0004"),
-            3: Kernels(["3x3"], 0.1, f"{VAE_Z2} {LAPTOP_VAE} --var 0.0002"),
+            "7x7": Kernels(FCONV_NETS, 0.2, f"{VAE_Z2} {LAPTOP_VAE} --batch_size 32 --var 0.004"),
+            "5x5": Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} {LAPTOP_VAE} --var 0.0004"),
+            "3x3": Kernels(["3x3"], 0.1, f"{VAE_Z2} {LAPTOP_VAE} --var 0.0002"),
         },
         bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4", LAPTOP_BNN)},
     ),
     # The paper's networks, VAEs and epochs.
     "paper": Scale(
         nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
-        kernels={7: Kernels(["all"], 0.2, VAE_Z2), 5: Kernels(["all"], 0.13, VAE_Z4)},
+        kernels={"7x7": Kernels(["all"], 0.2, VAE_Z2), "5x5": Kernels(["all"], 0.13, VAE_Z4)},
         bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..9", PAPER_BNN)},
     ),
 }

@@ -78,22 +78,23 @@ def vae_figures(vae: KernelVAE, kernels: Tensor, samples: int) -> tuple[dict[str
     return figures, rows
 
 
-def kernel_figures(conv_folder: str | Path, vae_folder: str | Path | None = None) -> dict[str, Figure]:
+def kernel_figures(conv_folder: str | Path, vae_folder: str | Path | None = None, name: str = "") -> dict[str, Figure]:
     """Figures by file name: a grid of the kernels in `train.npy`, and the latent space of their VAE, if one is given.
 
-    The VAE's latent space is shown with the kernels in `test.npy`. Raises UserError for a VAE of another kernel size or
-    with another z_dim than 2.
+    The file names end in `name`, by default in the kernels' size. The VAE's latent space is shown with the kernels in
+    `test.npy`. Raises UserError for a VAE of another kernel size or with another z_dim than 2.
     """
     kernels = utils.load_kernels(Path(conv_folder, "train.npy"))
     k = kernels.shape[-1]
-    figures = {f"kernels{k}x{k}.png": plots.plot_grid(kernels, 8, 20)}
+    name = name or f"{k}x{k}"
+    figures = {f"kernels{name}.png": plots.plot_grid(kernels, 8, 20)}
     if vae_folder:
         vae = utils.load_vae(vae_folder)
         if (vae.z_dim, vae.kernel_dim) != (2, k):
             found = f"z_dim {vae.z_dim} and {vae.kernel_dim}x{vae.kernel_dim}"
             raise UserError(f"{vae_folder}: found {found}, expected 2 and {k}x{k}")
         test_kernels = utils.load_kernels(Path(conv_folder, "test.npy"), k)
-        figures[f"latent{k}x{k}.png"] = plots.plot_latent_space(vae, test_kernels)
+        figures[f"latent{name}.png"] = plots.plot_latent_space(vae, test_kernels)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import utils
 from experiments import elbo_table, extract_kernels, plot_kernels, vae_stats
-from models.build import build_vae
+from models.build import build_network, build_vae
 from tests.conftest import SMALL
 
 
@@ -45,6 +46,40 @@ def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
 
     plot_kernels.main(["--conv", str(out / "conv7x7"), "--vae", vae_folder(7), "--out", str(out / "figures")])
     assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}
+
+
+def test_the_kernels_of_each_conv_apart(tmp_path, capsys):
+    """Several thresholds of a size are those of its convs in order; a single one is that of all of them together."""
+    nets = {seed: build_network("cifarnet", "vanilla", [], 0.05, 10) for seed in (1, 2)}
+    for seed, net in nets.items():
+        (tmp_path / f"run{seed}").mkdir()
+        torch.save(net.state_dict(), tmp_path / f"run{seed}" / "model.torch")
+    argv = ["--runs", str(tmp_path / "run*"), "--out", str(tmp_path / "out")]
+    extract_kernels.main(argv)
+    titles = re.findall(r"^(\S+): \d+ kernels of 2 networks", capsys.readouterr().out, re.MULTILINE)
+    assert titles == ["7x7", "5x5", "5x5-2", "5x5-3", "5x5-4"]
+
+    norms = {2: "0.22", 3: "0.16", 4: "0.17"}
+    extract_kernels.main([*argv, "--min_norm_5x5", *norms.values(), "--near", "0"])
+    assert {folder.name for folder in (tmp_path / "out").iterdir()} == {f"conv5x5-{i}" for i in norms}
+    for i, norm in norms.items():
+        weights = [getattr(net.features, f"conv{i}").weight.detach().reshape(-1, 1, 5, 5) for net in nets.values()]
+        expected = {w.numpy().tobytes() for w in torch.cat(weights) if w.norm() >= float(norm)}
+        found = [np.load(tmp_path / "out" / f"conv5x5-{i}" / f"{part}.npy") for part in ("train", "test")]
+        assert {w.tobytes() for w in np.concatenate(found)} == expected
+        assert 0 < len(expected) == sum(map(len, found))
+
+    extract_kernels.main([*argv, "--min_norm_5x5", "0", "--near", "0"])
+    assert sum(len(np.load(file)) for file in (tmp_path / "out" / "conv5x5").iterdir()) == sum(
+        weight.shape[0] * weight.shape[1]
+        for net in nets.values()
+        for weight in net.state_dict().values()
+        if weight.ndim == 4 and weight.shape[2] == 5
+    )
+    with pytest.raises(SystemExit):
+        extract_kernels.main([*argv, "--min_norm_5x5", "1", "2"])
+    message = "--min_norm_5x5: found 2 thresholds, expected one, or one for each of 5x5-2, 5x5-3, 5x5-4"
+    assert message in capsys.readouterr().err
 
 
 def test_vae_stats(sandbox, vae_folder):

@@ -97,7 +97,7 @@ def test_every_stage_once(run, trained, sandbox):
     }
     assert vae_lists == {tuple(str(next(out.glob(f"vae{k}x{k}-*"))) for k in (7, 5))}
     with open(out / "figures" / "elbo.csv") as file:
-        assert [row["kernel_dim"] for row in csv.DictReader(file)] == ["7", "5"]
+        assert [row["kernels"] for row in csv.DictReader(file)] == ["7x7", "5x5"]
     assert (out / "figures" / "latent7x7.png").exists() and (out / "results" / "page.html").exists()
 
     files = {p: p.stat().st_mtime_ns for p in sandbox.rglob("*") if p.is_file() and not p.name.startswith(".")}
@@ -119,7 +119,7 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
 
     # Arguments of a VAE: it, what depends on it, and nothing else.
     kernels = scales.SCALES["smoke"].kernels
-    change(monkeypatch, kernels={7: kernels[7], 5: kernels[5]._replace(vae=kernels[5].vae + " --var 0.1")})
+    change(monkeypatch, kernels=kernels | {"5x5": kernels["5x5"]._replace(vae=kernels["5x5"].vae + " --var 0.1")})
     assert anew() == (
         ["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
         {"train-vae.py": 1, "train-bnn.py": 4},
@@ -154,7 +154,7 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     assert anew() == (["kernels7x7"], {})
     # A sweep whose networks give kernels of one size.
     nets = {**scales.SCALES["smoke"].nets, "more": net._replace(grid="--seed 7")}
-    change(monkeypatch, nets=nets, kernels={7: kernels[7], 5: kernels[5]._replace(nets=["all", "more"])})
+    change(monkeypatch, nets=nets, kernels=kernels | {"5x5": kernels["5x5"]._replace(nets=["all", "more"])})
     before7, before5 = (set(out.glob(f"conv{k}x{k}-*")) for k in (7, 5))
     assert anew() == (
         ["nets-more", "kernels5x5", "train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],

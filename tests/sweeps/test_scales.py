@@ -16,11 +16,11 @@ def test_the_commands_accept_the_scales(scale, script, sandbox):
     for grid, shared in spec.nets.values():
         options = split_options(shlex.split(grid))[1]
         assert make_trials(find_script("train-net.py"), options, shlex.split(shared))
-    for k, (nets, min_norm, vae) in spec.kernels.items():
+    for name, (nets, min_norm, vae) in spec.kernels.items():
         assert set(nets) <= set(spec.nets) and min_norm >= 0
-        script("train-vae.py").parse(["--kernel_dim", str(k), "--data_dir", "x", *shlex.split(vae)])
+        script("train-vae.py").parse(["--kernel_dim", name[0], "--data_dir", "x", *shlex.split(vae)])
     assert {name for nets, *_ in spec.kernels.values() for name in nets} == set(spec.nets)
-    places = {f"vae{k}x{k}": "x" for k in spec.kernels}
+    places = {f"vae{name}": "x" for name in spec.kernels}
     for grid, shared in spec.bnns.values():
         words = [word.format(**places) for word in shlex.split(shared)]
         trials = make_trials(find_script("train-bnn.py"), split_options(shlex.split(grid))[1], words)
