@@ -54,10 +54,9 @@ class DataSet(NamedTuple):
 
 
 def load_data(name: str) -> tuple[DataSet, DataSet]:
-    """Training and test part of a data set, on the CPU.
+    """Training and test part of a data set, on the CPU: one of `models.configs.DATA_SETS`, or the path of an npz file.
 
-    `name` is one of `models.configs.DATA_SETS`, which are in $DATA_ROOT, or the path of an npz file (data/npz.py),
-    whose test part may be empty. Raises UserError where files are damaged, or missing and cannot be fetched.
+    The test part of an npz file may be empty. Raises UserError where files are damaged, or cannot be found or fetched.
     """
     try:
         parts = imported(DATA_SETS[name])(data_root()) if name in DATA_SETS else npz.load(Path(name))
@@ -91,12 +90,11 @@ def run_inputs(
     train: DataSet, test: DataSet, sources: Sequence[Mapping[str, Any]], pretrained: str = ""
 ) -> dict[str, list[nn.Module | Tensor | str]]:
     """What a network's run has loaded, by option, for `runs.loop.Run`: images, labels, and the sources of its convs."""
-    inputs: dict[str, list] = {"data": [*train, *test], "pretrained": []}
+    weights = load_state(pretrained).values() if pretrained else ()
+    inputs: dict[str, list] = {"data": [*train, *test], "pretrained": list(weights)}
     for kind in SOURCES:
         inputs[f"{kind}_list"] = [source[kind] for source in sources if kind in source]
     inputs["vae_list"] += [str(vae.decoder.var) for vae in inputs["vae_list"]]  # not in the state dict
-    if pretrained:
-        inputs["pretrained"] = list(load_state(pretrained).values())
     return inputs
 
 
@@ -233,19 +231,12 @@ def get_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     The kernels of a Bayesian layer are its posterior means.
     """
     weights = [weight for name, weight in state.items() if is_conv_weight(name, weight)]
-    shapes = [tuple(weight.shape[2:]) for weight in weights]
-    return {
-        f"{k}x{k}-{i}": weight.reshape(-1, 1, k, k)
-        for i, (weight, (k, width)) in enumerate(zip(weights, shapes, strict=True), 1)
-        if k == width
-    }
+    square = {i: weight for i, weight in enumerate(weights, 1) if weight.shape[2] == weight.shape[3]}
+    return {f"{w.shape[2]}x{w.shape[3]}-{i}": w.flatten(0, 1).unsqueeze(1) for i, w in square.items()}
 
 
 def kernels_named(networks: Sequence[Mapping[str, Tensor]], name: str) -> list[Tensor]:
-    """The kernels (n, 1, k, k) of each network from `get_kernels`: of one conv, "5x5-2", or of all convs of "5x5".
-
-    Networks without such kernels are left out.
-    """
+    """The kernels (n, 1, k, k) of each network that has them: of one conv, "5x5-2", or of all convs of "5x5"."""
     found = [[w for conv, w in network.items() if name in (conv, conv.split("-")[0])] for network in networks]
     return [torch.cat(kernels) for kernels in found if kernels]
 
@@ -293,8 +284,7 @@ def extract_kernels(
 
     Parameters
     ----------
-    networks : the kernels of each network, from `get_kernels`.
-    name : which of them, as of `kernels_named`.
+    networks, name : the kernels of each network from `get_kernels`, and which of them, as of `kernels_named`.
     min_norm : kernels of at least this Euclidean norm are kept.
     near : relative distance within which kernels of one network are duplicates (`drop_near_duplicates`).
     seed : seed of the split.

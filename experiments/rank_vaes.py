@@ -1,0 +1,103 @@
+"""Rank VAEs as priors without a label of the target: what a classifier learns from the features that they decode.
+
+    python -m experiments.rank_vaes --vae_list data/fconv/vae7x7 data/fconv/vae5x5 --vae_list other/vae7x7 other/vae5x5
+
+Each `--vae_list` is a candidate: a VAE per conv of the network. A candidate's kernels, with evenly spread codes (init
+'vae-qmc'), fill the convs, which stay as they are. On few-shot tasks of the source domain a logistic regression learns
+from the features. One row per candidate: its accuracy and NLL on the source domain's test images, means over tasks and
+networks, with standard errors over networks, that is over draws of the kernels; and the first candidate's accuracy
+minus this one's, paired by network.
+
+After `--` come options of train-net.py, in place of `-- --data not-mnist --num_examples 50 --hid_dim 32 128
+--classifier_lamb 3`. The features have the same root mean square norm for all candidates, so that one prior of the
+classifier suits all.
+"""
+
+import statistics
+import sys
+from typing import Any
+
+from models.configs import MODELS
+from runs.errors import UserError, one_line_errors
+from runs.options import SEED, Parser, number_type, path_type
+from sweeps.grid import split_command
+from sweeps.trials import find_script, load_script
+
+FEATURE_NORM = 10.0  # the root mean square norm of an image's features
+DEFAULT = ["--data", "not-mnist", "--num_examples", "50", "--hid_dim", "32", "128", "--classifier_lamb", "3"]
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Print the table, and return its rows."""
+    own, words = split_command(list(sys.argv[1:] if argv is None else argv))
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    help = "folder of the VAE of each conv; once per candidate"
+    add("--vae_list", type=path_type, nargs="+", action="append", required=True, metavar="DIR", help=help)
+    splits = number_type(int, 0, 2**32 - 1)
+    add("--splits", type=splits, nargs="+", default=list(range(100, 106)), help="data_split_seed of the tasks")
+    add("--seeds", type=SEED, nargs="+", default=list(range(10)), help="seeds of the networks, at least two")
+    args = parser.parse_args(own)
+    if len(set(args.seeds)) < max(2, len(args.seeds)):
+        raise UserError(f"--seeds: found {args.seeds}, expected at least two, each once")
+    parse_network, words = load_script(find_script("train-net.py"))["parse"], words or DEFAULT
+    inits = ["vae-qmc"] * len(MODELS[parse_network(words).model].kernel_sizes)
+    candidates = [parse_network([*words, "--init_list", *inits, "--vae_list", *vaes]) for vaes in args.vae_list]
+    network = candidates[0]
+    for option in ("num_examples", "classifier_lamb"):
+        if getattr(network, option) is None:
+            raise UserError(f"--{option}: found none, expected a number")
+    # After the arguments, so that a mistake in them is answered at once.
+    import tabulate
+    import torch
+    import torch.nn.functional as F
+    from sklearn.linear_model import LogisticRegression
+    from tqdm import tqdm
+
+    import utils
+    from models import metrics
+    from models.build import build_network, init_network
+    from runs.device import choose_device
+
+    device = choose_device(network.device)
+    loaded = [utils.load_sources(candidate, device) for candidate in candidates]
+    train, test = (utils.DataSet(*(t.to(device) for t in part)) for part in utils.load_data(network.data))
+    tasks = [utils.few_shot_split(train.labels, network.num_examples, split) for split in args.splits]
+    images = train[torch.cat(tasks).to(device)]
+    sizes = (network.model, network.net_cfg, network.hid_dim, network.model_size, network.n_classes)
+
+    def scores(sources: list[dict[str, Any]], seed: int) -> dict[str, float]:
+        """Scores on the test images, means over the tasks, of the network with this seed."""
+        torch.manual_seed(seed)
+        net = build_network(*sizes).to(device).eval()
+        init_network(net, inits, sources)
+        features = [utils.features_of(net, part, network.test_bs).images.cpu().double() for part in (images, test)]
+        scale = FEATURE_NORM / features[0].square().sum(1).mean().sqrt()
+        # A column of ones gives the biases the prior that the weights have; the intercept of scikit-learn has none.
+        x_train, x_test = (F.pad(x * scale, (0, 1), value=1.0) for x in features)
+        found = []
+        for x, y in zip(*(part.split(network.num_examples) for part in (x_train, images.labels.cpu())), strict=True):
+            classifier = LogisticRegression(C=network.classifier_lamb**2, fit_intercept=False, tol=1e-6, max_iter=1000)
+            classifier.fit(x.numpy(), y.numpy())
+            log_p = torch.from_numpy(classifier.predict_log_proba(x_test.numpy()))
+            found.append(metrics.scores(log_p, test.labels.cpu()))
+        return {name: statistics.fmean(row[name] for row in found) for name in ("acc", "nll")}
+
+    rows: list[dict[str, Any]] = []
+    first: list[dict[str, float]] = []
+    for vaes, sources in zip(args.vae_list, loaded, strict=True):
+        own = [scores(sources, seed) for seed in tqdm(args.seeds, desc="networks", leave=False, disable=None)]
+        first = first or own
+        columns = {name: [row[name] for row in own] for name in ("acc", "nll")}
+        columns["acc_difference"] = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
+        row: dict[str, Any] = {"vae_list": " ".join(vaes)}
+        for name, values in columns.items():
+            row |= {name: statistics.fmean(values), f"{name}_se": statistics.stdev(values) / len(values) ** 0.5}
+        rows.append(row)
+    print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
