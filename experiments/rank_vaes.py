@@ -5,8 +5,10 @@
 Each `--vae_list` is a candidate: a VAE per conv of the network. A candidate's kernels, with evenly spread codes (init
 'vae-qmc'), fill the convs, which stay as they are. On few-shot tasks of the source domain a logistic regression learns
 from the features. One row per candidate: its accuracy and NLL on the source domain's test images, means over tasks and
-networks, with standard errors over networks, that is over draws of the kernels; and the first candidate's accuracy
-minus this one's, paired by network.
+networks, with standard errors over networks, that is over draws of the kernels; the first candidate's accuracy minus
+this one's, paired by network; and per conv the roughness of the kernels: squared differences of neighbouring weights
+over squared weights, each summed over a kernel, mean over kernels. It is 0 for constant kernels, and for independent
+weights 4 - 4 / k.
 
 After `--` come options of train-net.py, in place of `-- --data not-mnist --num_examples 50 --hid_dim 32 128
 --classifier_lamb 3`. The features have the same root mean square norm for all candidates, so that one prior of the
@@ -15,7 +17,7 @@ classifier suits all.
 
 import statistics
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors
@@ -23,8 +25,17 @@ from runs.options import SEED, Parser, number_type, path_type
 from sweeps.grid import split_command
 from sweeps.trials import find_script, load_script
 
+if TYPE_CHECKING:
+    import torch
+
 FEATURE_NORM = 10.0  # the root mean square norm of an image's features
 DEFAULT = ["--data", "not-mnist", "--num_examples", "50", "--hid_dim", "32", "128", "--classifier_lamb", "3"]
+
+
+def roughness(kernels: "torch.Tensor") -> float:
+    """Squared differences of neighbouring weights over squared weights of kernels (n, k, k), mean over kernels."""
+    differences = sum(kernels.diff(dim=dim).square().sum((1, 2)) for dim in (1, 2))
+    return (differences / kernels.square().sum((1, 2))).mean().item()
 
 
 @one_line_errors
@@ -57,7 +68,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     import utils
     from models import metrics
-    from models.build import build_network, init_network
+    from models.build import build_network, conv_layers, conv_weight, init_network
     from runs.device import choose_device
 
     device = choose_device(network.device)
@@ -82,7 +93,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             classifier.fit(x.numpy(), y.numpy())
             log_p = torch.from_numpy(classifier.predict_log_proba(x_test.numpy()))
             found.append(metrics.scores(log_p, test.labels.cpu()))
-        return {name: statistics.fmean(row[name] for row in found) for name in ("acc", "nll")}
+        means = {name: statistics.fmean(row[name] for row in found) for name in ("acc", "nll")}
+        kernels = [conv_weight(layer).detach().flatten(0, 1) for layer in conv_layers(net)]
+        return means | {f"roughness_{i}": roughness(w) for i, w in enumerate(kernels, 1)}
 
     rows: list[dict[str, Any]] = []
     first: list[dict[str, float]] = []
@@ -94,6 +107,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"vae_list": " ".join(vaes)}
         for name, values in columns.items():
             row |= {name: statistics.fmean(values), f"{name}_se": statistics.stdev(values) / len(values) ** 0.5}
+        row |= {name: statistics.fmean(one[name] for one in own) for name in own[0] if name.startswith("roughness")}
         rows.append(row)
     print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
     return rows

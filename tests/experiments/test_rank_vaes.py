@@ -64,6 +64,15 @@ def test_candidates_are_paired(small_inputs):
     assert second["acc_difference"] == second["acc_difference_se"] == 0 and first["nll"] == second["nll"]
 
 
+def test_roughness():
+    """0 for constant kernels; of independent weights the ratio of the expectations; and a kernel of three weights."""
+    assert rank_vaes.roughness(torch.full((2, 5, 5), -3.0)) == 0
+    kernels = torch.from_numpy(np.random.default_rng(0).standard_normal((2000, 7, 7)))
+    assert rank_vaes.roughness(kernels) == pytest.approx(4 - 4 / 7, rel=0.01)
+    corner = torch.tensor([[[1.0, 2.0], [-1.0, 0.0]]])
+    assert rank_vaes.roughness(corner) == pytest.approx((1 + 1 + 4 + 4) / 6)
+
+
 @pytest.mark.parametrize(
     "argv, expected",
     [
