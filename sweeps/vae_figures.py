@@ -42,12 +42,12 @@ def kl_rows(vae: KernelVAE, kernels: Tensor, samples: int) -> list[dict[str, flo
     One row for each of `VARIANCES`, for the kernels (n, 1, k, k) and for Gaussian noise of the same norms, with the
     columns `KL_COLUMNS`. kl_dwp is the mean of `samples` >= 2 estimates of the bound KL_aux, kl_dwp_error its error.
     """
-    rows, noise = [], torch.randn_like(kernels)
+    rows, noise, prior = [], torch.randn_like(kernels), DeepWeightPrior(vae)
     noise *= (kernels.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
     for kind, w in (("real", kernels), ("noise", noise)):
         for variance in VARIANCES:
             log_variance = torch.full_like(w, math.log(variance))
-            draws = [DeepWeightPrior(vae).kl(w, log_variance).item() / len(w) for _ in range(samples)]
+            draws = [prior.kl(w, log_variance).item() / len(w) for _ in range(samples)]
             error = statistics.stdev(draws) / math.sqrt(samples)
             normal = NormalPrior().kl(w, log_variance).item() / len(w)
             values = (kind, variance, statistics.fmean(draws), error, normal)
