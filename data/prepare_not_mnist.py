@@ -9,6 +9,7 @@ Several sources together make one data set. data/not_mnist.py describes the reci
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python data/prepare_not_mnist.py`
@@ -23,25 +24,26 @@ from runs.options import Parser, number_type
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--archive", type=Path, help="notMNIST's tar file, or its unpacked folder")
+    add("--archive", type=Path, nargs="+", default=[], help="notMNIST's tar files, or their unpacked folders")
     add("--fonts", type=Path, nargs="*", help="folders of fonts; without a folder, this machine's fonts")
     add("--idx", type=Path, nargs="+", default=[], help="folders with pairs of IDX files")
     add("--root", type=Path, default=data_root(), help="folder of data sets")
     add("--test_share", type=number_type(float, 0, 1), default=0.3, help="share of fonts or images for testing")
     args = parser.parse_args(argv)
 
-    sources = [("--archive", args.archive, not_mnist.from_archive)] if args.archive else []
-    sources += [("--idx", folder, not_mnist.from_idx) for folder in args.idx]
+    sources = [("--archive", [path], partial(not_mnist.from_archive, path)) for path in args.archive]
+    sources += [("--idx", [path], partial(not_mnist.from_idx, path)) for path in args.idx]
     if args.fonts is not None or not sources:
-        sources.append(("--fonts", args.fonts or [], not_mnist.from_fonts))
-    for option, path, _ in sources:
-        for folder in path if isinstance(path, list) else [path]:
-            if not folder.exists():
-                raise UserError(f"{option}: {folder} does not exist")
+        fonts = args.fonts or []
+        sources.append(("--fonts", fonts, partial(not_mnist.from_fonts, fonts)))
+    for option, paths, _ in sources:
+        for path in paths:
+            if not path.exists():
+                raise UserError(f"{option}: {path} does not exist")
     glyphs, dropped = [], Counter()
-    for option, path, read in sources:
+    for option, _, read in sources:
         try:
-            found, left_out = read(path)
+            found, left_out = read()
         except (OSError, ValueError) as error:
             raise UserError(f"{option}: {error}") from None
         glyphs += found
