@@ -26,7 +26,8 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     except KeyError:
         raise ValueError(f"{name}: missing, expected an array of MedMNIST's layout") from None
     except Exception as error:  # a damaged file raises many kinds of errors
-        raise ValueError(f"{name}: {' '.join(str(error).split())}, expected an array of numbers") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: {reason}, expected an array of numbers") from None
 
 
 def read_part(archive: zipfile.ZipFile, part: str) -> Part:
