@@ -277,14 +277,12 @@ def drop_near_duplicates(kernels: Tensor, tolerance: float, block: int = 1024) -
     return kernels[keep]
 
 
-def extract_kernels(
-    networks: Sequence[Mapping[str, Tensor]], name: str, min_norm: float, near: float, seed: int
-) -> dict[str, Tensor]:
+def extract_kernels(networks: Sequence[Tensor], min_norm: float, near: float, seed: int) -> dict[str, Tensor]:
     """The kernels of source networks as a data set: pruned, without near-duplicates, split at random.
 
     Parameters
     ----------
-    networks, name : the kernels of each network from `get_kernels`, and which of them, as of `kernels_named`.
+    networks : the kernels (n, 1, k, k) of each network, from `kernels_named`.
     min_norm : kernels of at least this Euclidean norm are kept.
     near : relative distance within which kernels of one network are duplicates (`drop_near_duplicates`).
     seed : seed of the split.
@@ -293,7 +291,7 @@ def extract_kernels(
     -------
     "train" and "test", 80% and 20% of the kernels, each (n, 1, k, k). Raises ValueError for fewer than 5 kernels.
     """
-    pruned = [prune_kernels(kernels, min_norm) for kernels in kernels_named(networks, name)]
+    pruned = [prune_kernels(kernels, min_norm) for kernels in networks]
     kept = torch.cat([drop_near_duplicates(kernels, near) for kernels in pruned])
     if len(kept) < 5:
         raise ValueError(f"{min_norm:g} keeps {len(kept)} kernels, expected at least 5 to split")

@@ -38,17 +38,23 @@ def parse_idx(content: bytes, label: str) -> np.ndarray:
     return data.reshape(shape)
 
 
+def part_files(part: str) -> tuple[str, str]:
+    """The names of the files of a part's images and labels."""
+    return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+
+
+def parse_part(images: bytes, labels: bytes, label: str) -> Part:
+    """A part from the contents of its two files. Raises ValueError, which starts with `label`."""
+    pixels, classes = parse_idx(images, f"{label} images"), parse_idx(labels, f"{label} labels")
+    if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or not len(classes):
+        found = f"found images {pixels.shape} and labels {classes.shape}"
+        raise ValueError(f"{label}: {found}, expected (n, h, w) and (n,)")
+    return pixels[:, None], classes.astype(np.int64)
+
+
 def parse_parts(files: Mapping[str, bytes], label: str) -> list[Part]:
     """Training and test part from the contents of MNIST's four files, by name. Raises ValueError."""
-    parts = []
-    for part in ("train", "t10k"):
-        images = parse_idx(files[f"{part}-images-idx3-ubyte"], f"{label} {part} images")
-        labels = parse_idx(files[f"{part}-labels-idx1-ubyte"], f"{label} {part} labels")
-        if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels):
-            found = f"found images {images.shape} and labels {labels.shape}"
-            raise ValueError(f"{label} {part}: {found}, expected (n, h, w) and (n,)")
-        parts.append((images[:, None], labels.astype(np.int64)))
-    return parts
+    return [parse_part(*(files[name] for name in part_files(part)), f"{label} {part}") for part in ("train", "t10k")]
 
 
 def read_file(path: Path) -> bytes:

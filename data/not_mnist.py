@@ -20,7 +20,17 @@ from matplotlib.font_manager import findSystemFonts
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from data.idx import MAX_BYTES, Part, idx_bytes, of_classes, parse_idx, parse_parts, read_idx_bytes, write_file
+from data.idx import (
+    MAX_BYTES,
+    Part,
+    idx_bytes,
+    of_classes,
+    parse_part,
+    parse_parts,
+    part_files,
+    read_idx_bytes,
+    write_file,
+)
 
 FOLDER = Path("not-mnist", "MNIST", "raw")  # of the IDX files, in the folder of data sets
 LETTERS = "ABCDEFGHIJ"
@@ -140,16 +150,14 @@ def from_idx(folder: Path) -> tuple[list[Glyph], Counter]:
         raise ValueError(f"{folder}: found no file *-images-idx3-ubyte or *-images-idx3-ubyte.gz")
     glyphs = []
     for name in names:
-        files = [folder / f"{name}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
-        images, labels = (parse_idx(read_idx_bytes(file), str(file)) for file in files)
-        if images.shape != (len(labels), SIZE, SIZE) or labels.max(initial=0) >= len(LETTERS):
-            found = f"found images {images.shape} and labels {labels.shape} up to {labels.max(initial=0)}"
-            raise ValueError(f"{files[0]}: {found}, expected (n, {SIZE}, {SIZE}) and n labels up to 9")
-        families = (hashlib.sha256(image.tobytes()).hexdigest() for image in images)
-        glyphs += [
-            Glyph(image, int(label), family, str(folder), PARTS.get(name))
-            for image, label, family in zip(images, labels, families, strict=True)
-        ]
+        files = (read_idx_bytes(folder / file) for file in part_files(name))
+        images, labels = parse_part(*files, str(folder / name))
+        if images.shape[2:] != (SIZE, SIZE) or labels.max() >= len(LETTERS):
+            found = f"found images {images.shape[2:]} and labels up to {labels.max()}"
+            raise ValueError(f"{folder / name}: {found}, expected ({SIZE}, {SIZE}) and labels up to 9")
+        for image, label in zip(images[:, 0], labels, strict=True):
+            family = hashlib.sha256(image.tobytes()).hexdigest()
+            glyphs.append(Glyph(image, int(label), family, str(folder), PARTS.get(name)))
     return glyphs, Counter()
 
 
@@ -179,14 +187,14 @@ def write(glyphs: list[Glyph], test_share: float, root: Path) -> dict[str, list[
     for part, members in parts.items():
         members = [members[i] for i in np.random.default_rng(0).permutation(len(members))]
         images, labels = (np.stack([getattr(glyph, name) for glyph in members]) for name in ("image", "label"))
-        write_file(root / FOLDER / f"{part}-images-idx3-ubyte", idx_bytes(images))
-        write_file(root / FOLDER / f"{part}-labels-idx1-ubyte", idx_bytes(labels))
+        for file, array in zip(part_files(part), (images, labels), strict=True):
+            write_file(root / FOLDER / file, idx_bytes(array))
     return parts
 
 
 def load(root: Path) -> list[Part]:
     """Training and test part. Raises ValueError for an invalid file, and OSError for a missing one."""
-    names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+    names = [name for part in PARTS for name in part_files(part)]
     try:
         files = {name: read_idx_bytes(root / FOLDER / name) for name in names}
     except OSError as error:

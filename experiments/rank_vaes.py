@@ -15,14 +15,15 @@ After `--` come options of train-net.py, in place of `-- --data not-mnist --num_
 classifier suits all.
 """
 
-import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
+from experiments.few_shot import mean_scores
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors
 from runs.options import SEED, Parser, number_type, path_type
 from sweeps.grid import split_command
+from sweeps.tables import summary
 from sweeps.trials import find_script, load_script
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             classifier.fit(x.numpy(), y.numpy())
             log_p = torch.from_numpy(classifier.predict_log_proba(x_test.numpy()))
             found.append(metrics.scores(log_p, test.labels.cpu()))
-        means = {name: statistics.fmean(row[name] for row in found) for name in ("acc", "nll")}
+        means = mean_scores(found)
         kernels = [conv_weight(layer).detach().flatten(0, 1) for layer in conv_layers(net)]
-        return means | {f"roughness_{i}": roughness(w) for i, w in enumerate(kernels, 1)}
+        rough = {f"roughness_{i}": roughness(w) for i, w in enumerate(kernels, 1)}
+        return {"acc": means["acc"], "nll": means["nll"], **rough}
 
     rows: list[dict[str, Any]] = []
     first: list[dict[str, float]] = []
@@ -106,8 +108,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         columns["acc_difference"] = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
         row: dict[str, Any] = {"vae_list": " ".join(vaes)}
         for name, values in columns.items():
-            row |= {name: statistics.fmean(values), f"{name}_se": statistics.stdev(values) / len(values) ** 0.5}
-        row |= {name: statistics.fmean(one[name] for one in own) for name in own[0] if name.startswith("roughness")}
+            found = summary(values)
+            row |= {name: found["mean"], f"{name}_se": found["std"] / len(values) ** 0.5}
+        row |= {name: mean for name, mean in mean_scores(own).items() if name not in columns}
         rows.append(row)
     print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
     return rows

@@ -64,9 +64,10 @@ def extract_kernels(out: Path, name: str, min_norm: float, models: Sequence[Path
     from sweeps.vae_figures import save_all
 
     networks = [utils.get_kernels(load_state(model)) for model in models]
+    sources = utils.kernels_named(networks, name)
     with user_error(f"min_norm of {name} kernels:"):
-        parts = utils.extract_kernels(networks, name, min_norm, NEAR, SPLIT_SEED)
-    norms = np.concatenate([w.flatten(1).norm(dim=1).numpy() for w in utils.kernels_named(networks, name)])
+        parts = utils.extract_kernels(sources, min_norm, NEAR, SPLIT_SEED)
+    norms = np.concatenate([kernels.flatten(1).norm(dim=1).numpy() for kernels in sources])
     print(f"{name}: {len(norms)} kernels of {len(networks)} networks, {sum(map(len, parts.values()))} are kept")
     histogram = save_all({f"norms{name}.png": plot_norms({name: norms}, {name: min_norm})}, out / "figures")
     contents = {}

@@ -19,6 +19,14 @@ from runs.errors import UserError
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
+def write_letters(folder, rng, n):
+    """n PNG files of noise for each letter, as in notMNIST's archive."""
+    for letter in not_mnist.LETTERS:
+        (folder / letter).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / letter / f"font{i}.png")
+
+
 def test_not_idx(tmp_path, sandbox):
     path = sandbox / "data" / "not-mnist" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
@@ -64,10 +72,7 @@ def test_not_mnist_from_fonts(tmp_path, monkeypatch, capsys):
 def test_not_mnist_from_its_archive(tmp_path, monkeypatch, capsys, packed):
     rng = np.random.default_rng(0)
     source = tmp_path / "notMNIST_small"
-    for letter in "ABCDEFGHIJ":
-        (source / letter).mkdir(parents=True)
-        for i in range(8):
-            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(source / letter / f"font{i}.png")
+    write_letters(source, rng, 8)
     (source / "A" / "damaged.png").write_bytes(b"")
     shutil.copy(source / "B" / "font0.png", source / "B" / "again.png")
     archive = source
@@ -103,9 +108,7 @@ def test_several_sources_make_one_data_set(tmp_path, monkeypatch, capsys):
     file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
     file.unlink()
     archive = tmp_path / "letters"
-    for letter in "ABCDEFGHIJ":
-        (archive / letter).mkdir(parents=True)
-        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(archive / letter / "font.png")
+    write_letters(archive, rng, 1)
     argv = ["--idx", str(tmp_path / "a"), str(tmp_path / "b"), "--archive", str(archive), "--test_share", "0.25"]
     prepare_not_mnist.main([*argv, "--root", str(tmp_path / "root")])
     out = capsys.readouterr().out
@@ -132,10 +135,7 @@ def test_a_folder_and_its_archive_give_the_same_images_in_the_same_order(tmp_pat
     """So a split seed picks the same images from both, and from an archive that was packed in another order."""
     rng = np.random.default_rng(0)
     source = tmp_path / "notMNIST_small"
-    for letter in "ABCDEFGHIJ":
-        (source / letter).mkdir(parents=True)
-        for i in range(6):
-            Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(source / letter / f"font{i}.png")
+    write_letters(source, rng, 6)
     files = sorted(source.rglob("*.png"))
     packed = {"forward.tar": files, "backward.tar.gz": files[::-1]}
     for name, order in packed.items():

@@ -1,7 +1,5 @@
 """The ranking of VAEs by frozen features, against an optimizer of another library."""
 
-import argparse
-
 import numpy as np
 import pytest
 import torch
@@ -18,8 +16,7 @@ NETWORK = ["--data", "not-mnist", "--hid_dim", "2", "3", "--num_examples", "10",
 def expected_scores(vaes, seed, split, scale):
     """Accuracy and NLL of the classifier that minimizes the cross-entropies plus |parameters|^2 / (2 * 0.5^2)."""
     train, test = utils.load_data("not-mnist")
-    options = {"model": "fconv", "init_list": ["vae-qmc"] * 2, "priors": [], "flow_list": [], "filters_list": []}
-    sources = utils.load_sources(argparse.Namespace(vae_list=vaes, **options), torch.device("cpu"))
+    sources = [{"vae": utils.load_vae(path)} for path in vaes]
     torch.manual_seed(seed)
     net = build_network("fconv", "vanilla", [2, 3], 1.0, 10).eval()
     init_network(net, ["vae-qmc"] * 2, sources)

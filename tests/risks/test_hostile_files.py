@@ -30,6 +30,12 @@ class Evil:
         return os.mkdir, (str(self.folder / "evil"),)
 
 
+def npy_header(dtype, shape):
+    """The bytes of an npy file that claims an array of this type and shape, without its data."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
 def zeros(size):
     """`size` bytes of zeros, a whole number of MB, deflated: one full block, again and again."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -143,8 +149,7 @@ def test_kernels_that_run_code(hostile, sandbox):
     "shape", ["(2000000000, 1, 5, 5)", "(-1, 1, 5, 5)", "(10**99, 1, 5, 5)", f"({10**30}, 1, 5, 5)"]
 )
 def test_kernels_that_the_file_does_not_hold(hostile, sandbox, shape):
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
-    (sandbox / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+    (sandbox / "x.npy").write_bytes(npy_header("<f4", shape))
     hostile(KERNELS, sandbox / "x.npy")
 
 
@@ -161,9 +166,8 @@ def test_images_that_run_code(hostile, sandbox):
 
 @pytest.mark.parametrize("shape", ["(2000000000, 28, 28)", "(-1, 28, 28)", f"({10**30}, 28, 28)"])
 def test_images_that_the_file_does_not_hold(hostile, sandbox, shape):
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
     with zipfile.ZipFile(sandbox / "x.npz", "w") as archive:
-        archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+        archive.writestr("train_images.npy", npy_header("|u1", shape))
     hostile(NPZ, sandbox / "x.npz")
 
 
