@@ -22,7 +22,6 @@ options of sweeps.
 """
 
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from runs.log import read_rows, write_csv
 from runs.options import SEED, WHOLE, Parser, number_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
-from sweeps.tables import summary
+from sweeps.tables import mean_scores, summary
 from sweeps.trials import find_script, make_trial
 
 Score = dict[str, float]
@@ -132,11 +131,6 @@ def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
 def tasks_of(n: int, splits: Sequence[int], seeds: Sequence[int]) -> list[str]:
     """The arguments of tasks with n images; the seed varies fastest."""
     return [f"--num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
-
-
-def mean_scores(scores: Sequence[Score]) -> Score:
-    """The mean of each score."""
-    return {name: statistics.fmean(row[name] for row in scores) for name in scores[0]}
 
 
 def by_split(scores: Sequence[Score], splits: int) -> list[Score]:

@@ -5,8 +5,9 @@
 sweeps/scales.py has the arguments of every stage. Networks and VAEs are trained by sweeps; the options after `--` are
 theirs: --cpus, --gpus, --retries and --address of `python -m sweeps`. A stage is skipped if its stamp in DIR/stages has
 the same arguments and the same input and output files, by SHA-256. The command writes kernels and VAEs into folders
-named by their content, conv7x7-<hash>, vae7x7-<hash>, ...; into figures/ histograms of norms, the kernels, and what the
-VAEs have learnt; into results/ the tables of the Bayesian networks and page.html.
+named by their content, conv7x7-<hash>, vae7x7-<hash>, ...; into rank-<network>.csv the accuracies of VAEs of several
+seeds as priors, of which the median one is taken (sweeps/rank_vaes.py); into figures/ histograms of norms, the kernels,
+and what the VAEs have learnt; into results/ the tables of the Bayesian networks and page.html.
 """
 
 import functools
@@ -26,6 +27,7 @@ from runs.options import Parser
 from sweeps.cluster import parse_resources
 from sweeps.collect import collect
 from sweeps.grid import split_command
+from sweeps.rank_vaes import rank
 from sweeps.scales import SCALES, Scale
 from sweeps.stages import Context, run_stage, store_by_content, sweep_stage
 
@@ -43,7 +45,8 @@ def data_hashes(scale: Scale) -> dict[str, str]:
     """
     import utils
 
-    words = [shlex.split(sweep.shared) for sweep in (*scale.nets.values(), *scale.bnns.values())]
+    stages = (*scale.nets.values(), *scale.bnns.values(), *scale.rankings.values())
+    words = [shlex.split(shared) for _, shared in stages]
     names = sorted({shared[shared.index("--data") + 1] for shared in words})
     for name in names:
         utils.load_data(name)
@@ -76,6 +79,25 @@ def extract_kernels(out: Path, name: str, min_norm: float, models: Sequence[Path
         np.save(file, parts[part].numpy().astype(np.float32), allow_pickle=False)
         contents[f"{part}.npy"] = file.getvalue()
     return [*histogram, *store_by_content(contents, out / f"conv{name}")]
+
+
+def median_candidate(
+    out: Path, name: str, candidates: Sequence[Sequence[Path]], network: Sequence[str]
+) -> Sequence[Path]:
+    """The candidate, a VAE's folder for each conv, with the median accuracy; `rank-<name>.csv` has those of all.
+
+    The median, because the best of several is partly luck. Of an even number it is the better of the two in the middle.
+    """
+    import pandas as pd
+
+    table = out / f"rank-{name}.csv"
+
+    def make() -> list[Path]:
+        return [write_csv(table, rank([[str(folder) for folder in folders] for folders in candidates], network))]
+
+    inputs = [folder / file for folders in candidates for folder in folders for file in VAE_FILES]
+    run_stage(out, f"rank-{name}", network, inputs, make)
+    return candidates[pd.read_csv(table)["acc"].argsort(kind="stable")[len(candidates) // 2]]
 
 
 def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: Mapping[str, Path]) -> list[Path]:
@@ -113,8 +135,8 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         files = sweep_stage(context, f"nets-{name}", "train-net.py", grid, shlex.split(shared))
         models[name] = [file for file in files if file.name == "model.torch"]
 
-    convs, vaes, kernels = {}, {}, []
-    for name, (nets, min_norm, vae) in scale.kernels.items():
+    convs, trained, kernels = {}, {}, []
+    for name, (nets, min_norm, vae, seeds) in scale.kernels.items():
         size = name.split("-")[0]
         sources = [model for net in nets for model in models[net]]
         make = functools.partial(extract_kernels, out, name, min_norm, sources)
@@ -123,8 +145,15 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         kernels += arrays
         convs[name] = arrays[0].parent
         shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(convs[name]), *shlex.split(vae)]
-        trained = sweep_stage(context, f"train-vae{name}", "train-vae.py", "--seed 42", shared, arrays)
-        files = [file for file in trained if file.name in VAE_FILES]
+        files = sweep_stage(context, f"train-vae{name}", "train-vae.py", seeds, shared, arrays)
+        trained[name] = list(dict.fromkeys(file.parent for file in files))
+
+    chosen, vaes = {name: folders[0] for name, folders in trained.items()}, {}
+    for name, (names, network) in scale.rankings.items():
+        candidates = list(zip(*(trained[kernels] for kernels in names), strict=True))
+        chosen |= zip(names, median_candidate(out, name, candidates, shlex.split(network)), strict=True)
+    for name, folder in chosen.items():
+        files = [folder / file for file in VAE_FILES]
         contents = {file.name: file.read_bytes() for file in files}
         make = functools.partial(store_by_content, contents, out / f"vae{name}")
         vaes[name] = run_stage(out, f"vae{name}", VAE_FILES, files, make)[0].parent

@@ -1,6 +1,6 @@
 """The scales of `sweeps.pipeline`: the arguments of each stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -17,6 +17,14 @@ class Kernels(NamedTuple):
     nets: Sequence[str]  # names of the sweeps of source networks
     min_norm: float  # kernels of at least this norm are kept
     vae: str  # the arguments of train-vae.py
+    seeds: str = "--seed 42"  # of the VAEs
+
+
+class Ranking(NamedTuple):
+    """VAEs of several seeds to be ranked as priors: those of the same place in their sweeps are one candidate."""
+
+    vaes: Sequence[str]  # the name of the kernels of each conv
+    network: str  # the arguments of train-net.py
 
 
 class Scale(NamedTuple):
@@ -25,6 +33,7 @@ class Scale(NamedTuple):
     nets: dict[str, Sweep]  # sweeps of train-net.py by name
     kernels: dict[str, Kernels]  # by name: "5x5" are those of all convs of this size, "5x5-2" those of conv 2
     bnns: dict[str, Sweep]  # sweeps of train-bnn.py by name
+    rankings: Mapping[str, Ranking] = {}  # by name; the first VAE of kernels that no ranking has is taken
     by: str = "num_examples prior_list"  # the arguments of train-bnn.py by which the results are grouped
     figure_kernels: int = 1000  # at most, in the VAE's figures
     figure_samples: int = 10  # estimates of each KL there
@@ -43,6 +52,7 @@ FEW_IMAGES = "--classifier_prior sn --kl_weight 0.1 --lamb 0.3"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 
 SMOKE_BNN = f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
+SMOKE_RANKING = "--data not-mnist --num_examples 20 --hid_dim 3 4 --classifier_lamb 3"
 LAPTOP_BNN = f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128 --epochs 1000 --kl_kernels 256 --eval_freq 1000"
 PAPER_BNN = f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100"
 
@@ -51,9 +61,10 @@ SCALES = {
     "smoke": Scale(
         nets={"all": Sweep("--seed 1..2", f"{FCONV} --hid_dim 4 6 --num_examples 50 --epochs 2 --bs 25")},
         kernels={
-            "7x7": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3"),
-            "5x5": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3"),
+            "7x7": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3", "--seed 1..3"),
+            "5x5": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3", "--seed 1..3"),
         },
+        rankings={"fconv": Ranking(["7x7", "5x5"], SMOKE_RANKING)},
         bnns={"all": Sweep(f"{PRIORS} --data_split_seed 0..1", SMOKE_BNN)},
         figure_kernels=20,
         figure_samples=2,

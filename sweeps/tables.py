@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -172,6 +172,11 @@ def group_runs(records: list[Record], by: Sequence[str]) -> dict[tuple, list[Rec
         if record.state in ("finished", None):
             groups.setdefault((record.script, *map(record.arguments.get, by)), []).append(record)
     return groups
+
+
+def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each score."""
+    return {name: statistics.fmean(row[name] for row in scores) for name in scores[0]}
 
 
 def summary(values: list[float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from tests.conftest import PARSERS, SCRIPTS, SMALL, load_command, parser_of
 COMMANDS = (
     *("sweeps.__main__", "sweeps.collect", "sweeps.pipeline"),
     *("experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
-    *("experiments.plot_kernels", "experiments.rank_vaes", "experiments.vae_stats"),
+    *("experiments.plot_kernels", "sweeps.rank_vaes", "experiments.vae_stats"),
     *("data.prepare_mnist", "data.prepare_not_mnist"),
     *("benchmarks.__main__", "benchmarks.growth", "benchmarks.subsampled", "benchmarks.sweep"),
     "benchmarks.time_to_accuracy",

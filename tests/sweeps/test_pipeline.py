@@ -13,9 +13,9 @@ import utils
 from runs.errors import Stopped
 from sweeps import page, pipeline, scales, stages
 
-SIZES = [f"{stage}{k}x{k}" for k in (7, 5) for stage in ("kernels", "train-vae", "vae")]
-STAGES = ["nets-all", *SIZES, "bnns-all", "figures", "results"]
-ALL = Counter({"train-net.py": 2, "train-vae.py": 2, "train-bnn.py": 4})
+SIZES = [f"{stage}{k}x{k}" for k in (7, 5) for stage in ("kernels", "train-vae")]
+STAGES = ["nets-all", *SIZES, "rank-fconv", "vae7x7", "vae5x5", "bnns-all", "figures", "results"]
+ALL = Counter({"train-net.py": 2, "train-vae.py": 6, "train-bnn.py": 4})
 
 
 @pytest.fixture
@@ -46,12 +46,13 @@ def trained(script, monkeypatch):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """A pipeline without its figures, which take most of the time."""
+    """A pipeline without its figures and its ranking, which take most of the time. The third seed is the median."""
 
     def write_figures(folder, *more):
         return [pipeline.write_csv(folder / "elbo.csv", [{"elbo": 0}])]
 
     monkeypatch.setattr(pipeline, "write_figures", write_figures)
+    monkeypatch.setattr(pipeline, "rank", lambda *more: [{"acc": acc} for acc in (0.9, 0.1, 0.5)])
     monkeypatch.setattr(page, "page_html", lambda *more: "page")
 
 
@@ -88,6 +89,11 @@ def test_every_stage_once(run, trained, sandbox):
         n = sum(len(np.load(conv / f"{part}.npy")) for part in ("train", "test"))
         assert n == {7: 2 * 4, 5: 2 * 4 * 6}[k]
         assert utils.load_vae(vae).kernel_dim == k
+    with open(out / "rank-fconv.csv") as file:
+        accuracies = [float(row["acc"]) for row in csv.DictReader(file)]
+    for vae in out.glob("vae*"):
+        seed = yaml.safe_load((vae / "params.yaml").read_text())["seed"]
+        assert len(accuracies) == 3 and accuracies[seed - 1] == np.median(accuracies)
     with open(out / "results" / "groups.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "last_ens[2]_test_acc"]
     assert [(row["prior_list"], row["n"]) for row in rows] == [("vae vae", "2"), ("sn sn", "2")]
@@ -121,16 +127,16 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     kernels = scales.SCALES["smoke"].kernels
     change(monkeypatch, kernels=kernels | {"5x5": kernels["5x5"]._replace(vae=kernels["5x5"].vae + " --var 0.1")})
     assert anew() == (
-        ["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
-        {"train-vae.py": 1, "train-bnn.py": 4},
+        ["train-vae5x5", "rank-fconv", "vae5x5", "bnns-all", "figures", "results"],
+        {"train-vae.py": 3, "train-bnn.py": 4},
     )
     # And back: what was trained before is identified by its arguments, and by the content of the VAE's folder.
     change(monkeypatch, kernels=kernels)
-    assert anew() == (["train-vae5x5", "vae5x5", "bnns-all", "figures", "results"], {})
+    assert anew() == (["train-vae5x5", "rank-fconv", "vae5x5", "bnns-all", "figures", "results"], {})
     # More seeds: other kernels, other VAEs, other BNNs.
     net = scales.SCALES["smoke"].nets["all"]
     change(monkeypatch, nets={"all": net._replace(grid="--seed 1..3")})
-    assert anew() == (STAGES, {"train-net.py": 1, "train-vae.py": 2, "train-bnn.py": 4})
+    assert anew() == (STAGES, {"train-net.py": 1, "train-vae.py": 6, "train-bnn.py": 4})
     # An output that is missing, and one that was changed, of a run: it is trained again, to the same end.
     first, *others = sorted(logs.glob("exman-train-net.py/runs/*"))
     (first / "model.torch").unlink()
@@ -145,6 +151,7 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     assert anew() == (["bnns-all", "results"], {"train-bnn.py": 1})
     # Copies and pictures.
     (vae,) = {Path(path).parent for path in stamp(out, "vae7x7")["outputs"]}
+    assert yaml.safe_load((vae / "params.yaml").read_text())["seed"] == 3
     (vae / "vae_params.torch").write_bytes(b"")
     assert anew() == (["vae7x7"], {})
     assert utils.load_vae(vae).kernel_dim == 7
@@ -157,15 +164,15 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     change(monkeypatch, nets=nets, kernels=kernels | {"5x5": kernels["5x5"]._replace(nets=["all", "more"])})
     before7, before5 = (set(out.glob(f"conv{k}x{k}-*")) for k in (7, 5))
     assert anew() == (
-        ["nets-more", "kernels5x5", "train-vae5x5", "vae5x5", "bnns-all", "figures", "results"],
-        {"train-net.py": 1, "train-vae.py": 1, "train-bnn.py": 4},
+        ["nets-more", "kernels5x5", "train-vae5x5", "rank-fconv", "vae5x5", "bnns-all", "figures", "results"],
+        {"train-net.py": 1, "train-vae.py": 3, "train-bnn.py": 4},
     )
     (conv,) = set(out.glob("conv5x5-*")) - before5
     assert sum(len(np.load(conv / f"{part}.npy")) for part in ("train", "test")) == 4 * 4 * 6
     assert set(out.glob("conv7x7-*")) == before7
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("after", [1, 6, 10])
 def test_a_stopped_pipeline_continues(run, trained, plain, after):
     trained.stop_after = after
     done = run(code=130)

@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from models.configs import MODELS
 from sweeps.grid import make_trials, split_options
 from sweeps.scales import SCALES
 from sweeps.trials import find_script
@@ -16,14 +17,20 @@ def test_the_commands_accept_the_scales(scale, script, sandbox):
     for grid, shared in spec.nets.values():
         options = split_options(shlex.split(grid))[1]
         assert make_trials(find_script("train-net.py"), options, shlex.split(shared))
-    for name, (nets, min_norm, vae) in spec.kernels.items():
+    trials = {}
+    for name, (nets, min_norm, vae, seeds) in spec.kernels.items():
         assert set(nets) <= set(spec.nets) and min_norm >= 0
-        script("train-vae.py").parse(["--kernel_dim", name[0], "--data_dir", "x", *shlex.split(vae)])
+        shared = ["--kernel_dim", name[0], "--data_dir", "x", *shlex.split(vae)]
+        trials[name] = make_trials(find_script("train-vae.py"), split_options(shlex.split(seeds))[1], shared)
+    for names, network in spec.rankings.values():
+        args = script("train-net.py").parse(shlex.split(network))
+        assert MODELS[args.model].kernel_sizes == tuple(int(name[0]) for name in names)
+        assert args.num_examples and args.classifier_lamb and len({len(trials[name]) for name in names}) == 1
     assert {name for nets, *_ in spec.kernels.values() for name in nets} == set(spec.nets)
     places = {f"vae{name}": "x" for name in spec.kernels}
     for grid, shared in spec.bnns.values():
         words = [word.format(**places) for word in shlex.split(shared)]
-        trials = make_trials(find_script("train-bnn.py"), split_options(shlex.split(grid))[1], words)
-        assert len(trials) >= 4
-        args = script("train-bnn.py").parse(list(trials[0].argv))
+        first, *others = make_trials(find_script("train-bnn.py"), split_options(shlex.split(grid))[1], words)
+        assert len(others) >= 3
+        args = script("train-bnn.py").parse(list(first.argv))
         assert set(spec.by.split()) <= set(vars(args))

@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import minimize
 
 import utils
-from experiments import rank_vaes
 from models.build import build_network, init_network
+from sweeps import rank_vaes
 
 TASKS = ["--splits", "3", "4", "--seeds", "5", "6"]
 NETWORK = ["--data", "not-mnist", "--hid_dim", "2", "3", "--num_examples", "10", "--classifier_lamb", "0.5"]

@@ -1,6 +1,6 @@
 """Rank VAEs as priors without a label of the target: what a classifier learns from the features that they decode.
 
-    python -m experiments.rank_vaes --vae_list data/fconv/vae7x7 data/fconv/vae5x5 --vae_list other/vae7x7 other/vae5x5
+    python -m sweeps.rank_vaes --vae_list data/fconv/vae7x7 data/fconv/vae5x5 --vae_list other/vae7x7 other/vae5x5
 
 Each `--vae_list` is a candidate: a VAE per conv of the network. A candidate's kernels, with evenly spread codes (init
 'vae-qmc'), fill the convs, which stay as they are. On few-shot tasks of the source domain a logistic regression learns
@@ -16,20 +16,22 @@ classifier suits all.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.few_shot import mean_scores
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors
 from runs.options import SEED, Parser, number_type, path_type
 from sweeps.grid import split_command
-from sweeps.tables import summary
+from sweeps.tables import mean_scores, summary
 from sweeps.trials import find_script, load_script
 
 if TYPE_CHECKING:
     import torch
 
 FEATURE_NORM = 10.0  # the root mean square norm of an image's features
+SPLITS = tuple(range(100, 106))
+SEEDS = tuple(range(10))
 DEFAULT = ["--data", "not-mnist", "--num_examples", "50", "--hid_dim", "32", "128", "--classifier_lamb", "3"]
 
 
@@ -39,29 +41,25 @@ def roughness(kernels: "torch.Tensor") -> float:
     return (differences / kernels.square().sum((1, 2))).mean().item()
 
 
-@one_line_errors
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Print the table, and return its rows."""
-    own, words = split_command(list(sys.argv[1:] if argv is None else argv))
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    help = "folder of the VAE of each conv; once per candidate"
-    add("--vae_list", type=path_type, nargs="+", action="append", required=True, metavar="DIR", help=help)
-    splits = number_type(int, 0, 2**32 - 1)
-    add("--splits", type=splits, nargs="+", default=list(range(100, 106)), help="data_split_seed of the tasks")
-    add("--seeds", type=SEED, nargs="+", default=list(range(10)), help="seeds of the networks, at least two")
-    args = parser.parse_args(own)
-    if len(set(args.seeds)) < max(2, len(args.seeds)):
-        raise UserError(f"--seeds: found {args.seeds}, expected at least two, each once")
-    parse_network, words = load_script(find_script("train-net.py"))["parse"], words or DEFAULT
+def rank(
+    vae_lists: Sequence[Sequence[str]],
+    words: Sequence[str] = DEFAULT,
+    splits: Sequence[int] = SPLITS,
+    seeds: Sequence[int] = SEEDS,
+) -> list[dict[str, Any]]:
+    """The rows of the table: one for each candidate of `vae_lists`, the folders of a VAE for each conv of the network.
+
+    `words` are the options of train-net.py, `splits` the `data_split_seed` of each task, `seeds` the seeds of the
+    networks, at least two. Raises UserError.
+    """
+    parse_network = load_script(find_script("train-net.py"))["parse"]
     inits = ["vae-qmc"] * len(MODELS[parse_network(words).model].kernel_sizes)
-    candidates = [parse_network([*words, "--init_list", *inits, "--vae_list", *vaes]) for vaes in args.vae_list]
+    candidates = [parse_network([*words, "--init_list", *inits, "--vae_list", *vaes]) for vaes in vae_lists]
     network = candidates[0]
     for option in ("num_examples", "classifier_lamb"):
         if getattr(network, option) is None:
             raise UserError(f"--{option}: found none, expected a number")
     # After the arguments, so that a mistake in them is answered at once.
-    import tabulate
     import torch
     import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     device = choose_device(network.device)
     loaded = [utils.load_sources(candidate, device) for candidate in candidates]
     train, test = (utils.DataSet(*(t.to(device) for t in part)) for part in utils.load_data(network.data))
-    tasks = [utils.few_shot_split(train.labels, network.num_examples, split) for split in args.splits]
+    tasks = [utils.few_shot_split(train.labels, network.num_examples, split) for split in splits]
     images = train[torch.cat(tasks).to(device)]
     sizes = (network.model, network.net_cfg, network.hid_dim, network.model_size, network.n_classes)
 
@@ -101,8 +99,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     first: list[dict[str, float]] = []
-    for vaes, sources in zip(args.vae_list, loaded, strict=True):
-        own = [scores(sources, seed) for seed in tqdm(args.seeds, desc="networks", leave=False, disable=None)]
+    for vaes, sources in zip(vae_lists, loaded, strict=True):
+        own = [scores(sources, seed) for seed in tqdm(seeds, desc="networks", leave=False, disable=None)]
         first = first or own
         columns = {name: [row[name] for row in own] for name in ("acc", "nll")}
         columns["acc_difference"] = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
@@ -112,6 +110,26 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             row |= {name: found["mean"], f"{name}_se": found["std"] / len(values) ** 0.5}
         row |= {name: mean for name, mean in mean_scores(own).items() if name not in columns}
         rows.append(row)
+    return rows
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Print the table, and return its rows."""
+    own, words = split_command(list(sys.argv[1:] if argv is None else argv))
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    help = "folder of the VAE of each conv; once per candidate"
+    add("--vae_list", type=path_type, nargs="+", action="append", required=True, metavar="DIR", help=help)
+    split = number_type(int, 0, 2**32 - 1)
+    add("--splits", type=split, nargs="+", default=list(SPLITS), help="data_split_seed of the tasks")
+    add("--seeds", type=SEED, nargs="+", default=list(SEEDS), help="seeds of the networks, at least two")
+    args = parser.parse_args(own)
+    if len(set(args.seeds)) < max(2, len(args.seeds)):
+        raise UserError(f"--seeds: found {args.seeds}, expected at least two, each once")
+    rows = rank(args.vae_list, words or DEFAULT, args.splits, args.seeds)
+    import tabulate
+
     print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
     return rows
 
