@@ -369,14 +369,14 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
     return net.eval(), params
 
 
-def load_sources(args: Namespace, device: torch.device) -> list[dict[str, Any]]:
+def load_sources(args: Namespace, device: torch.device, kernel_sizes: Sequence[int] = ()) -> list[dict[str, Any]]:
     """For each conv layer the VAE, flow and kernels that its initialization and prior need, by name, on `device`.
 
-    `args` are a network script's options, and `priors`. Raises UserError where a file is missing or invalid, or its
-    kernels have another size.
+    `args` are a network script's options, and `priors`. The kernels' sizes are `kernel_sizes`, by default those of the
+    `model`. Raises UserError where a file is missing or invalid, or its kernels have another size.
     """
     sources = []
-    for i, size in enumerate(MODELS[args.model].kernel_sizes):
+    for i, size in enumerate(kernel_sizes or MODELS[args.model].kernel_sizes):
         choices = ((args.init_list, INITS), (args.priors, PRIORS))
         needs = {need for names, table in choices for name in names[i : i + 1] for need in table[name].needs}
         found: dict[str, Any] = {}

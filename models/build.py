@@ -76,18 +76,21 @@ def reconstructed_kernels(n: int, vae: KernelVAE, filters: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def init_network(net: ConvNet, inits: Sequence[str], sources: Sequence[Sources]) -> None:
+def init_network(
+    net: nn.Module, inits: Sequence[str], sources: Sequence[Sources], convs: Sequence[nn.Module] | None = None
+) -> None:
     """Initialize all layers Xavier normal, then each conv layer by its entry in `inits`.
 
     Parameters
     ----------
     inits : a name in `models.configs.INITS` for each conv layer, in order; layers past the end stay Xavier normal.
     sources : for each conv layer the objects that its initialization needs.
+    convs : the conv layers, by default those of a `ConvNet`.
     """
     for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.xavier_normal_(module.weight)
-    for i, (name, layer, source) in enumerate(zip(inits, conv_layers(net), sources, strict=False), 1):
+    for i, (name, layer, source) in enumerate(zip(inits, convs or conv_layers(net), sources, strict=False), 1):
         init = INITS[name]
         if init.builds:
             weight = conv_weight(layer)

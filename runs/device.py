@@ -1,6 +1,8 @@
 """Choice of device and precision, CPU memory, compilation, and random seeds."""
 
+import contextlib
 import ctypes
+import platform
 import random
 import sys
 from collections.abc import Callable
@@ -38,6 +40,17 @@ def choose_device(name: str) -> torch.device:
     if name == "cpu":
         keep_freed_memory()
     return torch.device(name)
+
+
+def processor_name(device: torch.device) -> str:
+    """The name of the processor that the device is, as its maker gives it; of a CPU also the widest vectors."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # on Linux alone
+        found = dict(line.strip().split("\t: ", 1) for line in file if "\t: " in line)
+        if "model name" in found:
+            return f"{found['model name']}, {torch.backends.cpu.get_cpu_capability()}"
+    return platform.processor() or platform.machine()
 
 
 def seed_all(seed: int) -> None:

@@ -52,8 +52,10 @@ def is_locked(path: Path) -> bool:
 
 
 def environment(script: str, device: "torch.device") -> dict[str, Any]:
-    """The software and hardware of a run: script, git commit, torch version, number of threads and device."""
+    """The software and hardware of a run: script, git commit, torch version, number of threads, device, processor."""
     import torch
+
+    from runs.device import processor_name
 
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -66,6 +68,7 @@ def environment(script: str, device: "torch.device") -> dict[str, Any]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": str(device),
+        "processor": processor_name(device),
     }
 
 

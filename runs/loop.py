@@ -44,7 +44,7 @@ class Run:
 
     Parameters
     ----------
-    script : name of the script.
+    script : path of the script in the project.
     args : all arguments of the script. A run is continued in the directory `continue_run`, or else newly created.
     device : the device that trains.
     inputs : by option, what the run has loaded. A continued run must have loaded the same, from whatever path.
@@ -72,7 +72,7 @@ class Run:
             self.root = Path(args.continue_run)
         else:
             self.root = make_run_directory(script, vars(args), device, hashes, args.tmp)
-        self.log_files = Log(self.root, script)
+        self.log_files = Log(self.root, Path(script).name)
         self._lock = FileLock(self.root / ".lock", timeout=0)
         try:
             self._lock.acquire()

@@ -197,8 +197,8 @@ def tensorboard_type(text: str) -> int:
     return switch_type(text)
 
 
-def add_run_options(parser: Parser) -> None:
-    """Add the options of every script: its run directory, its seed and its device."""
+def add_run_options(parser: Parser, unit: str = "epochs") -> None:
+    """Add the options of every script: its run directory, its seed and its device. `unit` is that of `eval_freq`."""
     group = parser.add_argument_group("run")
     group.add_argument("--name", default="", help="a note kept in params.yaml")
     group.add_argument("--config", metavar="FILE", help="YAML file of arguments, e.g. a run's params.yaml")
@@ -222,7 +222,7 @@ def add_run_options(parser: Parser) -> None:
         "--eval_freq",
         type=number_type(int, 0),
         default=1,
-        help="epochs between evaluations, which also write the model; 0: one after the last epoch",
+        help=f"{unit} between evaluations, which also write the model; 0: one at the end",
     )
     group.add_argument(
         "--checkpoint_freq",
@@ -288,10 +288,23 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     model.add_argument("--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet and cifarnetnew")
     model.add_argument("--n_classes", type=number_type(int, 2), default=10, help="outputs of the classifier")
 
+    init = add_init_options(parser, tuple(INITS))
+    init.add_argument(
+        "--pretrained", type=path_type, metavar="FILE", default="", help="state dict of a network (init 'pretrained')"
+    )
+    init.add_argument(
+        "--pretrained_classifier",
+        **ON_OFF | {"default": 1},
+        help="0: of the file 'pretrained' only the layers before the classifier are taken",
+    )
+
+
+def add_init_options(parser: Parser, inits: Sequence[str]) -> argparse._ArgumentGroup:
+    """Add and return the group of options that initialize convs by one of `inits`, with the files that these need."""
     init = parser.add_argument_group("initialization, by conv layer in order")
     init.add_argument(
         "--init_list",
-        choices=tuple(INITS),
+        choices=inits,
         nargs="*",
         default=[],
         help="initialization of each conv; 'pretrained', alone, is of all convs at once",
@@ -307,14 +320,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
             default=[],
             help=f"{entry} of each conv ({', '.join(users)})",
         )
-    init.add_argument(
-        "--pretrained", type=path_type, metavar="FILE", default="", help="state dict of a network (init 'pretrained')"
-    )
-    init.add_argument(
-        "--pretrained_classifier",
-        **ON_OFF | {"default": 1},
-        help="0: of the file 'pretrained' only the layers before the classifier are taken",
-    )
+    return init
 
 
 def check_net_cfg(args: argparse.Namespace, bayesian: bool) -> None:
@@ -337,8 +343,6 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
         raise UserError(f"--model_size: found {args.model_size:g}, expected --hid_dim for {args.model}")
     if model.channels and not min(model.widths([], args.model_size)):
         raise UserError(f"--model_size: found {args.model_size:g}, expected enough for a channel in every conv")
-    if len(args.init_list) > len(sizes):
-        raise UserError(f"--init_list: found {len(args.init_list)} entries, expected at most {len(sizes)} convs")
     if "pretrained" in args.init_list and len(args.init_list) > 1:
         raise UserError(
             f"--init_list: found {' '.join(args.init_list)}, expected 'pretrained' alone: it fills every conv"
@@ -355,10 +359,17 @@ def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) 
         raise UserError("--pretrained FILE and --init_list pretrained go together: found one without the other")
     if not (args.pretrained or args.pretrained_classifier):
         raise UserError("--pretrained_classifier: found 0 without --pretrained, expected a file")
+    check_init_options(args, len(sizes), priors)
+
+
+def check_init_options(args: argparse.Namespace, convs: int, priors: Sequence[str] = ()) -> None:
+    """Check that initializations and priors of this many convs have the files that they need. Raises UserError."""
+    if len(args.init_list) > convs:
+        raise UserError(f"--init_list: found {len(args.init_list)} entries, expected at most {convs} convs")
     for kind in SOURCES:
         given = getattr(args, f"{kind}_list")
-        if len(given) > len(sizes):
-            raise UserError(f"--{kind}_list: found {len(given)} entries, expected at most {len(sizes)} convs")
+        if len(given) > convs:
+            raise UserError(f"--{kind}_list: found {len(given)} entries, expected at most {convs} convs")
         for names, table in ((args.init_list, INITS), (priors, PRIORS)):
             for i, name in enumerate(names[len(given) :], len(given) + 1):
                 if kind in table[name].needs:

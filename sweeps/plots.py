@@ -14,6 +14,9 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from runs.files import atomic_write
 
+# Distinct for color-blind readers (Okabe and Ito 2008).
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=CYCLE)
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
 LATENT_STEPS = 7
@@ -22,28 +25,52 @@ COLUMNS = 16  # kernels in a row of `plot_rows`
 TILES = 8  # kernels in a row of `plot_before_after`
 
 
-def save(figure: plt.Figure, path: Path, tight: bool = False) -> None:
-    """Write a figure as PNG, atomically, and close it; `tight` cuts its margins. Raises UserError."""
-    with atomic_write(path) as file:
-        figure.savefig(file, dpi=110, format="png", bbox_inches="tight" if tight else None)
+def save(figure: plt.Figure, path: Path, tight: bool = False, vector: bool = False) -> None:
+    """Write a figure as PNG, with `vector` also as PDF, atomically, and close it; `tight` cuts its margins.
+
+    Raises UserError.
+    """
+    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None}))[: 1 + vector]:
+        with atomic_write(path.with_suffix(suffix)) as file:
+            box = "tight" if tight else None
+            figure.savefig(file, dpi=110, format=suffix[1:], bbox_inches=box, metadata=metadata)
     plt.close(figure)
 
 
 class Curve(NamedTuple):
-    """A curve of `plot_panels`. Where `x` are words, the points stand side by side; `spread` is the error of `y`."""
+    """A curve of `plot_panels`. Where `x` are words, the points stand side by side; `spread` is the error of `y`.
+
+    `published` are points (x, y) to compare with, drawn hollow and dashed in the same color.
+    """
 
     label: str
     x: Sequence[float | str]
     y: Sequence[float]
     spread: Sequence[float] | None = None
+    published: Sequence[tuple[float | str, float]] = ()
 
 
-def plot_panels(panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False) -> plt.Figure:
-    """A figure of panels side by side, by the label of the y-axis. The first panel's legend is for all panels."""
+def plot_panels(
+    panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False, bands: bool = False
+) -> plt.Figure:
+    """A figure of panels side by side, by the label of the y-axis. The first panel's legend is for all panels.
+
+    With `bands` the spread is a band around a line, otherwise a bar at each point.
+    """
     figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="tight", squeeze=False)
     for axis, (ylabel, curves) in zip(axes[0], panels.items(), strict=True):
         for curve in curves:
-            axis.errorbar(curve.x, curve.y, curve.spread, marker="o", capsize=3, label=curve.label)
+            if bands:
+                (line,) = axis.plot(curve.x, curve.y, label=curve.label)
+                low, high = np.subtract(curve.y, curve.spread), np.add(curve.y, curve.spread)
+                axis.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+            else:
+                line = axis.errorbar(curve.x, curve.y, curve.spread, marker="o", capsize=3, label=curve.label)[0]
+            if curve.published:
+                points = zip(*curve.published, strict=True)
+                axis.plot(
+                    *points, "--s", color=line.get_color(), markerfacecolor="none", label=f"{curve.label}, published"
+                )
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
         axis.grid(alpha=0.3)
     axes[0, 0].legend()

@@ -99,7 +99,7 @@ def sweep_stage(
     def make() -> list[Path]:
         trials = make_trials(find_script(script), split_options(options)[1], shared)
         roots = run_sweep(f"{context.out.name}-{name}", trials, context.resources, context.command)
-        files = ("params.yaml", f"{script}-logs.csv", SCRIPTS[script].weights)
+        files = ("params.yaml", f"{Path(script).name}-logs.csv", SCRIPTS[script].weights)
         return [root / file for root in roots for file in files]
 
     discard = functools.partial(discard_run, script)

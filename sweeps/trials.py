@@ -43,6 +43,7 @@ SCRIPTS = {
     "train-net.py": Script("test_acc", "model.torch"),
     "train-vae.py": Script("test_elbo", "vae_params.torch"),
     "train-bnn.py": Script("ens[", "model.torch"),
+    "experiments/train-image-vae.py": Script("test_elbo", "model.torch"),
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # environment variables
 POLL = 0.01  # seconds between two checks whether a process has ended
@@ -85,7 +86,7 @@ class Trial:
     @property
     def script_name(self) -> str:
         """The name by which `find_script` finds the script, from any folder and in a copy of the project."""
-        return Path(self.script).name if self.in_project else self.script
+        return str(Path(self.script).relative_to(ROOT)) if self.in_project else self.script
 
     def file(self, suffix: str) -> Path:
         """The path of the trial's file with this suffix: yaml, out, err or lock."""
@@ -136,10 +137,10 @@ class Trial:
 
     def metric(self, root: str) -> str:
         """Name and last value of the metric in the run's log, or "" if there is none yet. Raises UserError."""
-        name = Path(self.script).name
-        log = Path(root, f"{name}-logs.csv")
+        log = Path(root, f"{Path(self.script).name}-logs.csv")
         rows = read_rows(log) if self.in_project and root and log.is_file() else []
-        values = [f"{k} {v:.4g}" for row in rows[-1:] for k, v in row.items() if k.startswith(SCRIPTS[name].metric)]
+        metric = SCRIPTS[self.script_name].metric if rows else ""
+        values = [f"{k} {v:.4g}" for row in rows[-1:] for k, v in row.items() if k.startswith(metric)]
         return values[0] if values else ""
 
 

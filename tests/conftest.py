@@ -33,6 +33,7 @@ from runs.options import Parser
 
 PUBLISHED = Path(os.environ.get("DWP_PUBLISHED") or ROOT.parent / "shared" / "published")
 SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
+IMAGE_VAE = "experiments/train-image-vae.py"
 # A small fconv on the data set of the fixture `small_not_mnist`.
 SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "2", "--bs", "32", "--device", "cpu"]
 HANG = 600.0  # seconds after which a test that waits gives up; no test depends on the speed of the machine
@@ -45,7 +46,8 @@ def load_command(name: str) -> ModuleType:
     """The module of a command: of a script such as train-bnn.py, or a module such as sweeps.collect."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name.replace("-", "_").removesuffix(".py"), ROOT / name)
+    module_name = name.replace("-", "_").replace("/", ".").removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(module_name, ROOT / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -298,6 +300,7 @@ SMALL_RUNS = {
     "bnn-dwp": ("train-bnn.py", [*BNN, "--epochs", "6", "--prior_list", "vae", "vae", "--reverse", "train"]),
     "vae": ("train-vae.py", ["--kernel_dim", "5", "--z_dim", "2", "--num_epochs", "6", "--eval_freq", "4"]),
     "flow": ("train-vae.py", ["--kernel_dim", "5", "--kind", "flow", "--num_epochs", "6"]),
+    "image-vae": (IMAGE_VAE, ["--data", "not-mnist", "--hid_dim", "2", "3", "--epochs", "6", "--bs", "32"]),
 }
 
 

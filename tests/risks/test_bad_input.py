@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from runs.directory import ROOT
 from runs.errors import UserError
 from runs.options import path_type
-from tests.conftest import PARSERS, SCRIPTS, SMALL, load_command, parser_of
+from tests.conftest import IMAGE_VAE, PARSERS, SCRIPTS, SMALL, load_command, parser_of
 
 COMMANDS = (
     *("sweeps.__main__", "sweeps.collect", "sweeps.pipeline"),
     *("experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
     *("experiments.plot_kernels", "sweeps.rank_vaes", "experiments.vae_stats"),
+    *("experiments.convergence", "experiments.feature_extraction", IMAGE_VAE),
     *("data.prepare_mnist", "data.prepare_not_mnist"),
     *("benchmarks.__main__", "benchmarks.growth", "benchmarks.subsampled", "benchmarks.sweep"),
     "benchmarks.time_to_accuracy",

@@ -1,0 +1,140 @@
+"""The paper's figure of convergence: a test metric against steps, for three initializations of the convs.
+
+    python -m experiments.convergence --scale smoke|laptop [--out DIR] [--report FILE.md] [-- --cpus 1]
+
+The networks are an image VAE (`train-image-vae.py`) and an fconv, both on MNIST. The initializations are kernels that
+the VAEs of data/fconv decode ("dwp"), their source kernels ("filters"), and Xavier's. Adam's rate is constant, 0.001,
+and the same for all three. The figure, `convergence.png` and `.pdf`, has means over seeds, and bands of one standard
+deviation; points read off the paper's figure are dashed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.paper import INITS, init_options, mean_text, parse, published, write_report
+from runs.errors import one_line_errors
+from runs.log import read_rows
+
+
+class Task(NamedTuple):
+    """A training whose convergence is compared.
+
+    data : its name in published.csv.
+    script, shared : of all runs, without the initialization.
+    convs : the names of their kernels.
+    column, ylabel : of the log, and what it is.
+    seeds : of each initialization.
+    steps : at which the table has the metric.
+    target : a value of the metric; the table has the first step that reaches it.
+    """
+
+    data: str
+    script: str
+    shared: str
+    convs: Sequence[str]
+    column: str
+    ylabel: str
+    seeds: Sequence[int]
+    steps: Sequence[int] = ()
+    target: float | None = None
+
+
+# One epoch of the fconv has 300 steps, four epochs of the image VAE have 1,000.
+IMAGE_VAE = Task(
+    "mnist-vae",
+    "experiments/train-image-vae.py",
+    "--data mnist --bs 240 --epochs 4 --eval_freq 50 --precision auto",
+    ("7x7", "5x5", "5x5", "7x7"),
+    "test_elbo",
+    "image VAE: test ELBO, nats per image",
+    range(1, 11),
+    steps=(200, 1000),
+)
+FCONV = Task(
+    "mnist",
+    "train-net.py",
+    "--data mnist --bs 200 --epochs 1 --fastconv 1 --eval_freq 10 --model fconv --hid_dim 64 128",
+    ("7x7", "5x5"),
+    "test_acc",
+    "fconv: test accuracy",
+    range(1, 11),
+    target=0.96,
+)
+SMOKE = {"seeds": (1, 2)}
+SCALES = {
+    "smoke": (
+        IMAGE_VAE._replace(
+            shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --eval_freq 5", steps=(10,), **SMOKE
+        ),
+        FCONV._replace(shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1 --eval_freq 5", **SMOKE),
+    ),
+    "laptop": (IMAGE_VAE, FCONV),
+}
+
+
+def first_step(curve: Mapping[int, float], target: float) -> float:
+    """The first step of a curve, values by step, at which it reaches a target; infinite if it does not."""
+    return min((step for step, value in curve.items() if value >= target), default=float("inf"))
+
+
+def compare(task: Task, curves: Mapping[str, list[dict[int, float]]]) -> list[list[str]]:
+    """The table of a task, with its headers, from the curves of each initialization, values by step."""
+    headers = ["initialization", *(f"at step {step}" for step in task.steps)]
+    headers += [f"steps to {task.target:g}"] if task.target else []
+    headers = [headers[0], *(word for header in headers[1:] for word in (f"{header}: mean ± std (n)", "published"))]
+    rows = []
+    for init, own in curves.items():
+        paper = published("convergence", task.data, init)
+        row = [init]
+        for step in task.steps:
+            bound = paper.get(f"bound at step {step}")
+            row += [mean_text([curve[step] for curve in own], 1), "" if bound is None else f"{bound:g}"]
+        if task.target:
+            steps = [first_step(curve, task.target) for curve in own]
+            missed = sum(map(math.isinf, steps))
+            text = f"not by {missed} of {len(steps)}" if missed else mean_text(steps, 0)
+            row += [text, f"{paper[f'steps to {task.target:g} test accuracy']:g}"]
+        rows.append(row)
+    return [headers, *rows]
+
+
+def published_points(task: Task, init: str) -> list[tuple[float, float]]:
+    """The points (step, metric) that were read off the paper's figure."""
+    paper = published("convergence", task.data, init)
+    if task.target:
+        return [(steps, task.target) for steps in paper.values()]
+    return [(int(setting.split()[-1]), value) for setting, value in paper.items()]
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    experiment = parse("convergence", __doc__, SCALES, argv)
+    roots: list[Path] = []
+    panels, tables = {}, {}
+    for task in SCALES[experiment.scale]:
+        lines = [
+            f"{task.shared} {init_options(init, task.convs)} --seed {seed}" for init in INITS for seed in task.seeds
+        ]
+        found = experiment.run(task.data, task.script, lines)
+        roots += found
+        logs = [read_rows(root / f"{Path(task.script).name}-logs.csv") for root in found]
+        every = [{row["t"]: row[task.column] for row in rows} for rows in logs]
+        n = len(task.seeds)
+        curves = {init: every[i * n : (i + 1) * n] for i, init in enumerate(INITS)}
+        tables[task.ylabel] = compare(task, curves)
+        panels[task.ylabel] = []
+        from sweeps.plots import Curve, plot_panels, save
+        from sweeps.tables import summary
+
+        for init, own in curves.items():
+            points = {step: summary([curve[step] for curve in own]) for step in own[0]}
+            mean, std = ([point[name] for point in points.values()] for name in ("mean", "std"))
+            panels[task.ylabel].append(Curve(init, list(points), mean, std, published_points(task, init)))
+    save(plot_panels(panels, "steps", bands=True), experiment.out / "convergence.png", vector=True)
+    write_report(experiment, tables, roots)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What the experiments of the paper share: their command line, their trials, the published values and the report."""
+
+import csv
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runs.directory import ROOT, dwp_path
+from runs.errors import UserError, require_packages
+from runs.files import atomic_write, read_yaml
+from runs.options import Parser, path_type
+from sweeps.cluster import Resources, parse_resources, run_sweep
+from sweeps.grid import split_command
+from sweeps.tables import summary
+from sweeps.trials import find_script, make_trial
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
+# The paper's names of initializations, and those of the option init_list.
+INITS = {"dwp": "vae", "filters": "filters", "xavier": "xavier"}
+
+
+class Experiment(NamedTuple):
+    """A command's name and scale, the folder and the report that it writes, and its trials' resources."""
+
+    name: str
+    scale: str
+    out: Path
+    report: str
+    resources: Resources
+    command: str
+
+    def run(self, part: str, script: str, lines: Sequence[str]) -> list[Path]:
+        """The run directories of trials of a script, given by their arguments, as the sweep `<name>-<scale>-<part>`."""
+        trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
+        return run_sweep(f"{self.name}-{self.scale}-{part}", trials, self.resources, self.command)
+
+
+def parse(name: str, description: str, scales: Mapping[str, Any], argv: Sequence[str] | None) -> Experiment:
+    """The experiment that a command line asks for. After `--` come the options of sweeps. Raises UserError."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own, sweep_words = split_command(argv)
+    parser = Parser(description)
+    parser.add_argument("--scale", choices=tuple(scales), required=True, help="how many and how large the runs are")
+    parser.add_argument("--out", type=Path, help=f"folder of the results, by default $DWP_PATH/{name}-<scale>")
+    help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables"
+    parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
+    args = parser.parse_args(own)
+    out, resources = (args.out or dwp_path() / f"{name}-{args.scale}").absolute(), parse_resources(sweep_words)
+    require_packages(name, "ray")
+    if args.report:
+        replaced(args.report, name, "")  # a missing mark is answered at once
+    command = f"python -m experiments.{name} {shlex.join(argv)}"
+    return Experiment(name, args.scale, out, args.report, resources, command)
+
+
+def init_options(init: str, convs: Sequence[str], folder: str = FCONV) -> str:
+    """The options that initialize convs, given by the names of their kernels ("7x7"), in the paper's way `init`."""
+    name = INITS[init]
+    files = {"vae": "{}/vae{}", "filters": "{}/conv{}/train.npy", "xavier": ""}[name]
+    listed = f" --{name}_list {' '.join(files.format(folder, conv) for conv in convs)}" if files else ""
+    return f"--init_list {' '.join([name] * len(convs))}{listed}"
+
+
+def published(figure: str, data: str, method: str) -> dict[str, float]:
+    """The published values of a method by setting."""
+    with open(PUBLISHED, newline="") as file:
+        rows = [
+            row for row in csv.DictReader(file) if (row["figure"], row["data"], row["method"]) == (figure, data, method)
+        ]
+    return {row["setting"]: float(row["value"]) for row in rows}
+
+
+def mean_text(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation (n - 1) of values, and their number, as text."""
+    found = summary(list(values))
+    return f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f} ({found['n']})"
+
+
+def environment_text(roots: Sequence[Path]) -> str:
+    """When and on what the runs were made, from their params.yaml."""
+    params = [read_yaml(root / "params.yaml") for root in roots]
+    machines = sorted({f"{p['environment']['processor']} with torch {p['environment']['torch']}" for p in params})
+    days = sorted(str(p["time"])[:10] for p in params)
+    return f"{len(roots)} runs, {days[0]} to {days[-1]}, on {'; '.join(machines)}."
+
+
+def replaced(path: str | Path, name: str, text: str) -> str:
+    """The file's text with the part between the marks of an experiment replaced. Raises UserError without the marks."""
+    try:
+        content = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--report {path}: {error}, expected a text file") from None
+    marks = [f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"]
+    if any(content.count(mark) != 1 for mark in marks):
+        raise UserError(f"--report {path}: expected one line {marks[0].strip()} and one {marks[1].strip()}")
+    pattern = "(?<={}).*(?={})".format(*map(re.escape, marks))
+    return re.sub(pattern, lambda _: text, content, flags=re.DOTALL)
+
+
+def write_report(experiment: Experiment, tables: Mapping[str, list[list[str]]], roots: Sequence[Path]) -> None:
+    """Write tables by title, whose first row has the headers, with the command and the machine: to the folder, and to
+    the report's part where one is given."""
+    import tabulate
+
+    lines = [f"```\n{experiment.command}\n```\n", environment_text(roots), f"\n![{experiment.name}]({{}})\n"]
+    for title, (headers, *rows) in tables.items():
+        lines += [f"{title}\n", tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
+    text, figure = "\n".join(lines), experiment.out / f"{experiment.name}.png"
+    outputs = {experiment.out / f"{experiment.name}.md": text.format(figure.name)}
+    if experiment.report:
+        folder = Path(experiment.report).parent
+        place = figure.relative_to(folder) if figure.is_relative_to(folder) else figure
+        outputs[Path(experiment.report)] = replaced(experiment.report, experiment.name, f"{text.format(place)}")
+    for path, content in outputs.items():
+        with atomic_write(path) as file:
+            file.write(content.encode())
+    print(text.format(figure))

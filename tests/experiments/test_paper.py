@@ -1,0 +1,116 @@
+"""The experiments of the paper: curves and accuracies of their runs in tables, figures and the report."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+
+from experiments import convergence, feature_extraction, paper
+from runs.errors import UserError
+from runs.log import read_rows
+
+REPORT = "# Results\n\n<!-- {0} -->\nold\n<!-- end of {0} -->\n\nA sentence.\n"
+
+
+@pytest.fixture
+def run(sandbox, script, small_inputs, monkeypatch):
+    """`run(module)` runs an experiment at scale smoke on the small data, in this process: its report, and the logs."""
+    monkeypatch.setenv("DWP_PATH", str(sandbox / "logs"))
+
+    def run_sweep(name, trials, resources, command):
+        return [script(trial.script_name).main(list(trial.argv)).root for trial in trials]
+
+    def small(text):
+        """The arguments of runs on the data set of the tests, in small batches."""
+        return re.sub(r"--bs \d+", "--bs 10", text.replace("--data mnist", "--data not-mnist"))
+
+    monkeypatch.setattr(paper, "run_sweep", run_sweep)
+    monkeypatch.setattr(paper, "FCONV", shlex.quote(str(sandbox / "kernels")))
+    (sandbox / "kernels").mkdir()
+    for k in (5, 7):
+        (sandbox / "kernels" / f"vae{k}x{k}").symlink_to(small_inputs / f"vae{k}")
+        folder = sandbox / "kernels" / f"conv{k}x{k}"
+        folder.mkdir()
+        (folder / "train.npy").symlink_to(small_inputs / f"filters{k}.npy")
+
+    def run(module, scale):
+        name = module.__name__.split(".")[-1]
+        monkeypatch.setitem(module.SCALES, "smoke", scale(small))
+        report = sandbox / "report.md"
+        report.write_text(REPORT.format(name))
+        module.main(["--scale", "smoke", "--out", str(sandbox / "out"), "--report", str(report)])
+        assert (sandbox / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (sandbox / "out" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        text = report.read_text()
+        assert text.startswith(f"# Results\n\n<!-- {name} -->\n```\npython -m experiments.{name} --scale smoke")
+        assert f"![{name}](out/{name}.png)" in text and "old" not in text
+        assert text.endswith(f"<!-- end of {name} -->\n\nA sentence.\n")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*", text, re.M)]
+        logs = sorted(sandbox.glob("logs/*/runs/*/*-logs.csv"), key=lambda path: (path.parts[-4], path.parts[-2]))
+        return rows, [read_rows(path) for path in logs]
+
+    return run
+
+
+def mean_and_std(text):
+    return [float(x) for x in re.fullmatch(r"(\S+) ± (\S+) \(2\)", text).groups()]
+
+
+def test_convergence(run):
+    task = convergence.SCALES["smoke"][0]._replace(steps=(1, 2))
+    rows, logs = run(convergence, lambda small: [task._replace(shared=small(task.shared) + " --eval_freq 1")])
+    assert [row[0] for row in rows] == ["initialization", "dwp", "filters", "xavier"]
+    for row, own in zip(rows[1:], (logs[:2], logs[2:4], logs[4:]), strict=True):
+        for step, cell in ((1, row[1]), (2, row[3])):
+            values = [next(r["test_elbo"] for r in log if r["t"] == step) for log in own]
+            assert mean_and_std(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
+    assert rows[1][2::2] == ["", ""]
+
+
+def test_steps_to_a_target():
+    curve = {1: 0.3, 10: 0.95, 20: 0.97, 30: 0.96}
+    assert [convergence.first_step(curve, target) for target in (0.96, 0.98)] == [20, float("inf")]
+    image_vae, task = convergence.SCALES["laptop"]
+    rows = convergence.compare(image_vae, {"xavier": [{200: -150.04, 1000: -94}, {200: -150, 1000: -95}]})[1:]
+    assert rows == [["xavier", "-150.0 ± 0.0 (2)", "-160", "-94.5 ± 0.7 (2)", "-95"]]
+    curves = {"dwp": [curve, {1: 0.96}], "filters": [curve, curve], "xavier": [curve, {1: 0.3}]}
+    headers, *rows = convergence.compare(task, curves)
+    assert headers == ["initialization", "steps to 0.96: mean ± std (n)", "published"]
+    assert rows == [["dwp", "10 ± 13 (2)", "50"], ["filters", "20 ± 0 (2)", "33"], ["xavier", "not by 1 of 2", "97"]]
+
+
+def test_feature_extraction(run):
+    rows, logs = run(feature_extraction, lambda small: feature_extraction.Scale((16, 8), (1, 2), small(FEATURES)))
+    assert [row[0] for row in rows] == ["k", "1/16", "1/8"]
+    accuracies = np.reshape([log[-1]["test_acc"] for log in logs], (3, 2, 2))  # initialization, scale, seed
+    for i, row in enumerate(rows[1:]):
+        for own, cell in zip(accuracies[:, i], row[1::2], strict=True):
+            assert mean_and_std(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
+    assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
+
+
+FEATURES = f"{feature_extraction.SHARED} --num_examples 10 --epochs 2 --bs 5"
+
+
+def test_published_values():
+    """Every method of the figures has all the settings that its table names."""
+    for init in paper.INITS:
+        assert set(paper.published("feature_extraction", "mnist", init)) == {f"k=1/{n}" for n in (2, 4, 8, 16)} | {
+            "k=1"
+        }
+    assert paper.published("classification", "mnist", "dwp") == {
+        "50": 0.8,
+        "100": 0.867,
+        "200": 0.915,
+        "500": 0.945,
+        "1000": 0.961,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "<!-- x -->\n", REPORT.format("x") * 2, REPORT.format("y")])
+def test_a_report_without_marks(tmp_path, text):
+    file = tmp_path / "r.md"
+    file.write_text(text)
+    with pytest.raises(UserError, match="expected one line <!-- x -->"):
+        paper.replaced(file, "x", "new")
