@@ -23,7 +23,7 @@ options of sweeps.
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,27 @@ class Sweeps:
         return found
 
     def train(
-        self, name: str, settings: dict[str, Sequence[str]], tasks: Sequence[str], tuning: bool = False
+        self,
+        name: str,
+        settings: Mapping[str, Sequence[str]],
+        n: int,
+        splits: Sequence[int],
+        seeds: Sequence[int],
+        tuning: bool = False,
     ) -> dict[str, list[Path | None]]:
-        """Train each method with each of its settings on each task, one sweep per script.
+        """Train each method with each of its settings on tasks of n images: all splits and seeds. One sweep per script.
 
-        Returns the run directories of each method; the task varies fastest. In `tuning` there is None for a run whose
-        loss became infinite or NaN.
+        Returns the run directories of each method; the seed varies fastest, then the split. In `tuning` there is None
+        for a run whose loss became infinite or NaN.
         """
+        tasks = [f"--num_examples {n} --data_split_seed {split} --seed {seed}" for split in splits for seed in seeds]
         found: dict[str, list[Path | None]] = {method: [] for method in settings}
         sources = self.train_sources(list(settings), "not-mnist5-rest" if tuning else "not-mnist")
         for script in dict.fromkeys(METHODS[method].script for method in settings):
             methods, lines = [], []
             for method in (method for method in settings if METHODS[method].script == script):
                 data = METHODS[method].tune_data if tuning else "mnist"
-                shared = METHODS[method].shared.format(**sources)
+                shared = f"{METHODS[method].shared.format(**sources)} --epochs {METHODS[method].epochs_of(n)}"
                 own = [f"{shared} {setting} {task} --data {data}" for setting in settings[method] for task in tasks]
                 methods, lines = methods + [method] * len(own), lines + own
             roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
@@ -111,6 +118,15 @@ def choose(method: str, roots: Sequence[Path | None], by: str) -> tuple[dict[str
     return means, (max if by == "acc" else min)(finished, key=lambda setting: means[setting][by])
 
 
+def tune(
+    sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str
+) -> dict[str, tuple[str, dict[str, Score | None]]]:
+    """For each method the setting that is best on tasks of that many letters, and what `choose` returns of all."""
+    settings = {method: METHODS[method].settings for method in methods}
+    tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=True)
+    return {method: choose(method, roots, by)[::-1] for method, roots in tuned.items()}
+
+
 def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
     """The scores on MNIST's test images of the mean of the probabilities of a method's networks."""
     import utils
@@ -126,11 +142,6 @@ def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
     kinds = [(prediction.mode, prediction.samples)] * len(nets)
     members = member_log_probs(nets, test, kinds, [p["seed"] for p in params], params[0]["test_bs"])
     return scores(ensemble_log_probs(members), test.labels)
-
-
-def tasks_of(n: int, splits: Sequence[int], seeds: Sequence[int]) -> list[str]:
-    """The arguments of tasks with n images; the seed varies fastest."""
-    return [f"--num_examples {n} --data_split_seed {k} --seed {seed}" for k in splits for seed in seeds]
 
 
 def by_split(scores: Sequence[Score], splits: int) -> list[Score]:
@@ -211,24 +222,21 @@ def main(argv: list[str] | None = None) -> None:
     settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
     rows: list[dict[str, Any]] = []
     for n in args.num_examples:
-        tried = {method: METHODS[method].settings for method in args.methods}
         letters = args.tune_examples or n
-        tuned = sweeps.train(f"{letters}-tune", tried, tasks_of(letters, args.tune_splits, [42]), tuning=True)
-        chosen = {}
-        for method, roots in tuned.items():
-            means, setting = choose(method, roots, args.choose_by)
-            chosen[method] = [setting]
+        found = tune(sweeps, args.methods, letters, args.tune_splits, args.choose_by)
+        chosen = {method: [setting] for method, (setting, _) in found.items()}
+        for method, (setting, means) in found.items():
             settings[f"{n} images, {method}"] = setting
             settings[f"{n} images, {method}, tried"] = means
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
-        results = sweeps.train(str(n), chosen, tasks_of(n, args.splits, args.seeds))
+        results = sweeps.train(str(n), chosen, n, args.splits, args.seeds)
         by_method = {
             method: by_split([read_score(method, root) for root in roots], len(args.splits))
             for method, roots in results.items()
         }
         more = {method: setting for method, setting in chosen.items() if args.ensemble and METHODS[method].ensemble}
-        tasks = tasks_of(n, args.splits, range(args.seeds[0], args.seeds[0] + args.ensemble))
-        for method, roots in sweeps.train(f"{n}-ensembles", more, tasks).items():
+        members = range(args.seeds[0], args.seeds[0] + args.ensemble)
+        for method, roots in sweeps.train(f"{n}-ensembles", more, n, args.splits, members).items():
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
             by_method[f"ensemble of {args.ensemble}: {method}"] = [ensemble_score(method, group) for group in groups]
         rows += result_rows(n, by_method)

@@ -1,5 +1,6 @@
 """The methods that `experiments.few_shot` compares, each with the same number of settings to choose from."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -11,8 +12,9 @@ FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
+BATCH = 256  # images, the default of the scripts
 SAMPLES = 30  # of a predictive distribution
-BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --epochs 300 --lr_var 0.06 --kl_kernels 1024"
+BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --lr_var 0.06 --kl_kernels 1024"
 BNN += f" --ens 1 --draws {SAMPLES}"
 NET = f"{SHAPE} --classifier_lamb 1"
 
@@ -49,6 +51,7 @@ class Method(NamedTuple):
     prediction : a name in PREDICTIONS.
     ensemble : whether an ensemble of networks with different seeds is reported as well.
     tune_data : the data set of the tasks that choose the setting.
+    epochs : of a training on one batch of images.
     """
 
     script: str
@@ -57,6 +60,11 @@ class Method(NamedTuple):
     prediction: str
     ensemble: bool = False
     tune_data: str = "not-mnist"
+    epochs: int = 300
+
+    def epochs_of(self, num_examples: int) -> int:
+        """The epochs of a training on this many images, which has as many steps as one on a single batch."""
+        return -(-self.epochs // math.ceil(num_examples / BATCH))
 
 
 def grid(first: Sequence[str], second: Sequence[str]) -> list[str]:
@@ -94,21 +102,22 @@ SOURCES = {
         "--data {data} --hid_dim 256 512 --l2 0.001 --bs 64 --lr 0.003 --epochs 4 --eval_freq 4",
     ),
 }
-TUNED = "--epochs 300 --eval_freq 0 --classifier_lamb 1 --init_list pretrained --pretrained_classifier 0 --pretrained"
+TUNED = "--eval_freq 0 --classifier_lamb 1 --init_list pretrained --pretrained_classifier 0 --pretrained"
 FINE_TUNING = grid(("", "--l2 0.001", "--rfe 1"), options("lr", 0.0003, 0.001, 0.003))
 
 METHODS = {
     "dwp": Method("train-bnn.py", f"{BNN} --prior vae", BAYESIAN, "draws", ensemble=True),
     "frozen": Method(
         "train-net.py",
-        f"{SHAPE} --rfe 1 --epochs 1000",
+        f"{SHAPE} --rfe 1",
         grid(options("classifier_lamb", 1, 3, 10), RATES),
         "network",
         ensemble=True,
+        epochs=1000,
     ),
     "map": Method(
         "train-net.py",
-        f"{NET} --epochs 300",
+        NET,
         grid(options("dwp_reg", 0.00002, 0.0002, 0.002), RATES),
         "network",
         ensemble=True,
@@ -120,10 +129,10 @@ METHODS = {
     "gauss": Method("train-bnn.py", f"{BNN} {KERNELS} --prior gauss", BAYESIAN, "draws"),
     "loguniform": Method("train-bnn.py", f"{BNN} --prior loguniform", BAYESIAN, "draws"),
     "flow": Method("train-bnn.py", f"{BNN} --prior flow --flow_list {{flow7x7}} {{flow5x5}}", BAYESIAN, "draws"),
-    "l2": Method("train-net.py", f"{NET} --epochs 300", grid(options("l2", 0.0001, 0.001, 0.01), RATES), "network"),
+    "l2": Method("train-net.py", NET, grid(options("l2", 0.0001, 0.001, 0.01), RATES), "network"),
     "dropout": Method(
         "train-net.py",
-        f"{NET} --epochs 300 --net_cfg vanilla-do --ens {SAMPLES}",
+        f"{NET} --net_cfg vanilla-do --ens {SAMPLES}",
         grid([f"--do {p} {p}" for p in (0.3, 0.5, 0.7)], RATES),
         "dropout",
     ),

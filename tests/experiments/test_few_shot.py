@@ -36,9 +36,11 @@ def trials(small_inputs, script, monkeypatch):
 
     rates = ["--lr 1e30", "--lr 1e-9", "--lr 0.05"]
     methods = {
-        "a": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "draws", ensemble=True),
-        "b": Method("train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1", "--lr 1"], "network"),
-        "a-mean": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "mean network"),
+        "a": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "draws", ensemble=True, epochs=2),
+        "b": Method(
+            "train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1", "--lr 1"], "network", epochs=2
+        ),
+        "a-mean": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "mean network", epochs=2),
     }
     monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", methods)
@@ -81,7 +83,11 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
         row = few_shot.METHODS[method]
         column, means = PREDICTIONS[row.prediction].columns[by], {}
         for setting in row.settings:
-            roots = [r for t, r in trials.values() if "not-mnist" in t.label and f"{row.shared} {setting} " in t.label]
+            roots = [
+                r
+                for t, r in trials.values()
+                if "not-mnist" in t.label and f"{row.shared} --epochs 2 {setting} " in t.label
+            ]
             assert len(roots) == 2
             if "1e30" not in setting:
                 means[setting] = np.mean([read_rows(root / f"{row.script}-logs.csv")[-1][column] for root in roots])
@@ -90,7 +96,7 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
         tried = settings[f"10 images, {method}, tried"]
         assert len(tried) == 3 and (tried.get("--lr 1e30", 0) is None) == (method != "b")
         assert tried[chosen][by] == pytest.approx(means[chosen])
-        reported = [line for line in lines if "--data mnist" in line and f"{row.shared} {chosen}" in line]
+        reported = [line for line in lines if "--data mnist" in line and f"{row.shared} --epochs 2 {chosen}" in line]
         assert len(reported) == 6
 
     with open(tmp_path / "results.csv", newline="") as file:
@@ -104,7 +110,7 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
     assert len(trials) == before
 
     # The ensemble of both seeds of each split.
-    reported = f"{few_shot.METHODS['a'].shared} {settings['10 images, a']}"
+    reported = f"{few_shot.METHODS['a'].shared} --epochs 2 {settings['10 images, a']}"
     roots = [root for trial, root in trials.values() if "--data mnist" in trial.label and reported in trial.label]
     pairs = [few_shot.ensemble_score("a", roots[i : i + 2])["acc"] for i in (0, 2, 4)]
     assert float(rows[3]["acc"]) == pytest.approx(np.mean(pairs))
@@ -148,12 +154,12 @@ def test_runs_that_a_method_starts_from(trials, monkeypatch, small_inputs):
     line = f"--data {{data}} {' '.join(words)}"
     monkeypatch.setattr(few_shot, "SOURCES", {"net": ("train-net.py", line), "unused": ("train-net.py", "--lr x")})
     shared = f"{' '.join(words)} --init_list pretrained --pretrained {{net}}/model.torch"
-    method = Method("train-net.py", shared, ["--lr 1e-9"], "network", tune_data="not-mnist5")
+    method = Method("train-net.py", shared, ["--lr 1e-9"], "network", tune_data="not-mnist5", epochs=2)
     monkeypatch.setattr(few_shot, "METHODS", {"c": method})
     sweeps = few_shot.Sweeps(None, "")
-    for tuning, task, source in ((True, "", "not-mnist5-rest"), (False, "--data not-mnist", "not-mnist")):
+    for tuning, source in ((True, "not-mnist5-rest"), (False, "not-mnist")):
         trials.clear()
-        sweeps.train("x", {"c": ["--lr 1e-9"]}, [f"{task} --num_examples {5 if tuning else 10}"], tuning)
+        sweeps.train("x", {"c": ["--lr 1e-9"]}, 5 if tuning else 10, [0], [1], tuning)
         (first, root), (second, _) = trials.values()
         assert f"--data {source} " in first.label and f"--pretrained {root}/model.torch" in second.label
         assert second.label.endswith(" --data not-mnist5") == tuning
@@ -184,7 +190,8 @@ def test_every_method_has_the_same_budget_and_valid_settings(script):
     """Settings, and epochs of what is trained as a whole; a classifier on fixed features may have more."""
     assert len({len(method.settings) for method in few_shot.METHODS.values()}) == 1
     whole = [method for method in few_shot.METHODS.values() if "--rfe 1" not in method.shared]
-    assert all("--epochs 300 " in f"{method.shared} " for method in whole)
+    assert all(method.epochs == 300 for method in whole)
+    assert [whole[0].epochs_of(n) for n in (50, 256, 257, 500, 1000)] == [300, 300, 150, 150, 75]
     for method in few_shot.METHODS.values():
         assert len(set(method.settings)) == len(method.settings) and method.prediction in PREDICTIONS
         for setting in method.settings:
