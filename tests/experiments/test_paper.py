@@ -6,9 +6,11 @@ import shlex
 import numpy as np
 import pytest
 
-from experiments import convergence, feature_extraction, paper
+from experiments import classification, convergence, feature_extraction, few_shot, paper
+from experiments.methods import Method
 from runs.errors import UserError
 from runs.log import read_rows
+from tests.conftest import network_argv
 
 REPORT = "# Results\n\n<!-- {0} -->\nold\n<!-- end of {0} -->\n\nA sentence.\n"
 
@@ -18,7 +20,7 @@ def run(sandbox, script, small_inputs, monkeypatch):
     """`run(module)` runs an experiment at scale smoke on the small data, in this process: its report, and the logs."""
     monkeypatch.setenv("DWP_PATH", str(sandbox / "logs"))
 
-    def run_sweep(name, trials, resources, command):
+    def run_sweep(name, trials, resources, command, accepted=""):
         return [script(trial.script_name).main(list(trial.argv)).root for trial in trials]
 
     def small(text):
@@ -26,6 +28,7 @@ def run(sandbox, script, small_inputs, monkeypatch):
         return re.sub(r"--bs \d+", "--bs 10", text.replace("--data mnist", "--data not-mnist"))
 
     monkeypatch.setattr(paper, "run_sweep", run_sweep)
+    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
     monkeypatch.setattr(paper, "FCONV", shlex.quote(str(sandbox / "kernels")))
     (sandbox / "kernels").mkdir()
     for k in (5, 7):
@@ -88,6 +91,43 @@ def test_feature_extraction(run):
         for own, cell in zip(accuracies[:, i], row[1::2], strict=True):
             assert mean_and_std(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
     assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
+
+
+def test_classification(run, small_inputs, monkeypatch):
+    shape = network_argv(small_inputs, "fconv", "vanilla", "vae")[2:]
+    methods = {
+        "l2": Method("train-net.py", " ".join(shape), ["--lr 1e-9", "--lr 0.1"], "network", epochs=2),
+        "frozen": Method("train-net.py", f"{' '.join(shape)} --rfe 1", ["--lr 0.01"], "network", epochs=2),
+    }
+    monkeypatch.setattr(few_shot, "METHODS", methods)
+    bnn = " ".join([*network_argv(small_inputs, "fconv", "bayes", "vae")[2:], "--ens 10"])
+    monkeypatch.setattr(classification, "AS_PUBLISHED", {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)})
+    make = {module: module.make_trial for module in (paper, few_shot)}
+    for module in make:  # the small data sets have no MNIST
+        monkeypatch.setattr(
+            module,
+            "make_trial",
+            lambda path, words, label, own=make[module]: own(
+                path, [{"mnist": "not-mnist"}.get(w, w) for w in words], label
+            ),
+        )
+    scale = classification.Scale({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10, published_splits={10: (0, 1)})
+    rows, logs = run(classification, lambda small: scale)
+    assert [row[:2] for row in rows] == [
+        ["method", "images"],
+        ["l2", "10"],
+        ["frozen", "10"],
+        ["method", "images"],
+        ["sn", "10"],
+    ]
+    bnns, nets = logs[:2], logs[2:]
+    tuning, rest = nets[:3], nets[3:]
+    assert [len(bnns), len(tuning), len(rest)] == [2, 3, 8]
+    by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
+    for row, own in zip(rows[1:3], by_method, strict=True):
+        assert mean_and_std(row[3]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
+    own = np.array([log[-1]["ens[10]_test_acc"] for log in bnns])
+    assert mean_and_std(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
 
 
 FEATURES = f"{feature_extraction.SHARED} --num_examples 10 --epochs 2 --bs 5"

@@ -18,7 +18,7 @@ COMMANDS = (
     *("sweeps.__main__", "sweeps.collect", "sweeps.pipeline"),
     *("experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
     *("experiments.plot_kernels", "sweeps.rank_vaes", "experiments.vae_stats"),
-    *("experiments.convergence", "experiments.feature_extraction", IMAGE_VAE),
+    *("experiments.classification", "experiments.convergence", "experiments.feature_extraction", IMAGE_VAE),
     *("data.prepare_mnist", "data.prepare_not_mnist"),
     *("benchmarks.__main__", "benchmarks.growth", "benchmarks.subsampled", "benchmarks.sweep"),
     "benchmarks.time_to_accuracy",
