@@ -11,8 +11,9 @@ import scipy.stats
 import torch
 
 import utils
-from experiments import elbo_table, extract_kernels, plot_kernels, vae_stats
+from experiments import compare_kernels, elbo_table, extract_kernels, plot_kernels, vae_stats
 from models.build import build_network, build_vae
+from sweeps import plots
 from tests.conftest import SMALL
 
 
@@ -46,6 +47,21 @@ def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
 
     plot_kernels.main(["--conv", str(out / "conv7x7"), "--vae", vae_folder(7), "--out", str(out / "figures")])
     assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}
+
+
+def test_sets_of_kernels(tmp_path, vae_folder, kernel_folder, monkeypatch, capsys):
+    """A row of kernels and a row of the VAE's means for each set; VAEs of two sizes are refused."""
+    drawn = {}
+    monkeypatch.setattr(plots, "plot_rows", lambda rows, title: drawn.update(rows) or plots.plt.figure())
+    argv = ["--out", str(tmp_path / "k.png"), "--set", "a", kernel_folder(5), vae_folder(5)]
+    compare_kernels.main([*argv, "--set", "b", kernel_folder(5), vae_folder(5)])
+    assert list(drawn) == ["a: kernels", "a: samples", "b: kernels", "b: samples"]
+    expected = {kernel.tobytes() for kernel in np.load(f"{kernel_folder(5)}/test.npy")}
+    assert len(drawn["a: kernels"]) == 16 and {w.numpy().tobytes() for w in drawn["a: kernels"]} <= expected
+    assert drawn["a: samples"].shape == (16, 1, 5, 5) and (tmp_path / "k.png").exists()
+    with pytest.raises(SystemExit):
+        compare_kernels.main([*argv, "--set", "b", kernel_folder(7), vae_folder(7)])
+    assert "found 7x7 kernels, expected 5x5" in capsys.readouterr().err
 
 
 def test_the_kernels_of_each_conv_apart(tmp_path, capsys):

@@ -16,7 +16,7 @@ from tests.conftest import IMAGE_VAE, PARSERS, SCRIPTS, SMALL, load_command, par
 
 COMMANDS = (
     *("sweeps.__main__", "sweeps.collect", "sweeps.pipeline"),
-    *("experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
+    *("experiments.compare_kernels", "experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
     *("experiments.plot_kernels", "sweeps.rank_vaes", "experiments.vae_stats"),
     *("experiments.classification", "experiments.convergence", "experiments.feature_extraction", IMAGE_VAE),
     *("data.prepare_mnist", "data.prepare_not_mnist"),
