@@ -11,14 +11,18 @@ whose seeds are averaged first; values of the paper's figure are dashed.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.few_shot import Score, Sweeps, by_split, read_score, tune
 from experiments.methods import SHAPE
-from experiments.paper import mean_text, parse, published, write_report
+from experiments.paper import Experiment, mean_text, parse, published, write_report
 from runs.errors import one_line_errors
 from runs.log import read_rows
 
+if TYPE_CHECKING:
+    from sweeps.plots import Curve
+
+TITLES = {"ours": "As we would run it", "published": "As published"}
 SCORES = {"acc": "test accuracy", "nll": "NLL, nats per image", "ece": "ECE"}
 # The published names of methods, by those of `experiments.methods` and of AS_PUBLISHED.
 PUBLISHED = {
@@ -40,15 +44,13 @@ AS_PUBLISHED = {
 }
 
 
-class Scale(NamedTuple):
-    """The runs of a scale.
+class Ours(NamedTuple):
+    """Methods as we would run them.
 
-    splits : by the number of images, of the methods as we would run them.
+    splits : by the number of images.
     seeds : of each split.
     methods : names in `experiments.methods`.
     tune_splits, letters : of the tasks that choose their settings.
-    published_splits : as `splits`, of the published methods, whose seed is 42.
-    published_options : further arguments of the published Bayesian networks.
     """
 
     splits: Mapping[int, Sequence[int]]
@@ -56,72 +58,75 @@ class Scale(NamedTuple):
     methods: Sequence[str]
     tune_splits: Sequence[int] = range(100, 106)
     letters: int = 50
-    published_splits: Mapping[int, Sequence[int]] = {}
-    published_options: str = ""
+
+
+class Theirs(NamedTuple):
+    """Methods as published, with the seed 42: splits by the number of images, and more options of Bayesian networks."""
+
+    splits: Mapping[int, Sequence[int]]
+    options: str = ""
 
 
 METHODS = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
 SIZES = (50, 100, 200, 500, 1000)
+# By scale and part.
 SCALES = {
-    "smoke": Scale({10: (0, 1)}, (42,), ("frozen", "l2"), (100,), 10),
-    "laptop": Scale(
-        {n: range(10 if n < 200 else 5) for n in SIZES},
-        (42, 43),
-        METHODS,
-        published_splits={50: range(5)},
-        published_options="--kl_kernels 512",
-    ),
-    "paper": Scale(
-        dict.fromkeys(SIZES, range(10)), (42, 43, 44), METHODS, published_splits=dict.fromkeys(SIZES, range(10))
-    ),
+    "smoke": {"ours": Ours({10: (0, 1)}, (42,), ("frozen", "l2"), (100,), 10)},
+    "laptop": {
+        "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), METHODS),
+        "published": Theirs({50: range(5)}, "--kl_kernels 512"),
+    },
+    "paper": {
+        "ours": Ours(dict.fromkeys(SIZES, range(10)), (42, 43, 44), METHODS),
+        "published": Theirs(dict.fromkeys(SIZES, range(10))),
+    },
 }
+Results = dict[str, dict[int, list[Score]]]  # scores of each split by method and number of images
 
 
-def block(results: Mapping[str, Mapping[int, list[Score]]], sizes: Sequence[int]) -> list[list[str]]:
+def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
+    """The results of methods with their chosen settings, and the run directories."""
+    sweeps = Sweeps(experiment.resources, experiment.command)
+    chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
+    settings = {name: [setting] for name, (setting, _) in chosen.items()}
+    results: Results = {name: {} for name in part.methods}
+    roots = []
+    for n, splits in part.splits.items():
+        for name, found in sweeps.train(str(n), settings, n, splits, part.seeds).items():
+            results[name][n] = by_split([read_score(name, root) for root in found], len(splits))
+            roots += found
+    return results, roots
+
+
+def run_theirs(experiment: Experiment, part: Theirs) -> tuple[Results, list[Path]]:
+    """The results of methods as published, and the run directories."""
+    results: Results = {name: {} for name in AS_PUBLISHED}
+    roots = []
+    for name, (script, shared, columns) in AS_PUBLISHED.items():
+        more = part.options if script == "train-bnn.py" else ""
+        for n, splits in part.splits.items():
+            lines = [f"{shared} {more} --data mnist --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
+            found = experiment.run(f"{name}-{n}", script, lines)
+            last = [read_rows(root / f"{script}-logs.csv")[-1] for root in found]
+            results[name][n] = [{score: row[column] for score, column in columns.items()} for row in last]
+            roots += found
+    return results, roots
+
+
+def block(results: Results) -> list[list[str]]:
     """A table with its headers: per method and number of images, mean ± std (n) over splits, and published values."""
     rows = [["method", "images", *SCORES.values(), "published accuracy"]]
     for method, by_size in results.items():
         paper = published("classification", "mnist", PUBLISHED.get(method, ""))
-        for n in sizes:
-            if n in by_size:
-                scores = [mean_text([split[name] for split in by_size[n]], 3) for name in SCORES]
-                rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
+        for n, splits in by_size.items():
+            scores = [mean_text([split[name] for split in splits], 3) for name in SCORES]
+            rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
     return rows
 
 
-@one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    experiment = parse("classification", __doc__, SCALES, argv)
-    scale, roots = SCALES[experiment.scale], []
-    sweeps = Sweeps(experiment.resources, experiment.command)
-    settings = {
-        name: [found[0]] for name, found in tune(sweeps, scale.methods, scale.letters, scale.tune_splits, "acc").items()
-    }
-    ours: dict[str, dict[int, list[Score]]] = {name: {} for name in scale.methods}
-    for n, splits in scale.splits.items():
-        for name, found in sweeps.train(str(n), settings, n, splits, scale.seeds).items():
-            ours[name][n] = by_split([read_score(name, root) for root in found], len(splits))
-            roots += found
-    theirs: dict[str, dict[int, list[Score]]] = {name: {} for name in AS_PUBLISHED if scale.published_splits}
-    for name in theirs:
-        script, shared, columns = AS_PUBLISHED[name]
-        more = scale.published_options if script == "train-bnn.py" else ""
-        for n, splits in scale.published_splits.items():
-            lines = [f"{shared} {more} --data mnist --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
-            found = experiment.run(f"published-{name}-{n}", script, lines)
-            last = [read_rows(root / f"{script}-logs.csv")[-1] for root in found]
-            theirs[name][n] = [{score: row[column] for score, column in columns.items()} for row in last]
-            roots += found
-    draw(ours, scale, experiment.out)
-    tables = {"As we would run it:": block(ours, list(scale.splits))}
-    if theirs:
-        tables["As published:"] = block(theirs, list(scale.published_splits))
-    write_report(experiment, tables, roots)
-
-
-def draw(results: Mapping[str, Mapping[int, list[Score]]], scale: Scale, out: Path) -> None:
-    """The figure of the methods as we would run them, with the published curves."""
-    from sweeps.plots import Curve, plot_panels, save
+def panels_of(results: Results, title: str) -> dict[str, list["Curve"]]:
+    """A panel of the figure for each score, with the published accuracies."""
+    from sweeps.plots import Curve
     from sweeps.tables import summary
 
     panels: dict[str, list[Curve]] = {label: [] for label in SCORES.values()}
@@ -133,7 +138,23 @@ def draw(results: Mapping[str, Mapping[int, list[Score]]], scale: Scale, out: Pa
             points = [(str(n), paper[str(n)]) for n in by_size if score == "acc" and str(n) in paper]
             curve = Curve(method, [str(n) for n in by_size], [point["mean"] for point in found], errors, points)
             panels[label].append(curve)
-    save(plot_panels(panels, "training images"), out / "classification.png", vector=True)
+    return {f"{label}, {title.lower()}": curves for label, curves in panels.items()}
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    experiment = parse("classification", __doc__, SCALES, argv)
+    tables, panels, roots = {}, {}, []
+    for name in experiment.parts:
+        part = SCALES[experiment.scale][name]
+        results, own = run_ours(experiment, part) if isinstance(part, Ours) else run_theirs(experiment, part)
+        tables[f"{TITLES[name]}:"] = block(results)
+        panels |= panels_of(results, TITLES[name])
+        roots += own
+    from sweeps.plots import plot_panels, save
+
+    save(plot_panels(panels, "training images"), experiment.out / "classification.png", vector=True)
+    write_report(experiment, tables, roots)
 
 
 if __name__ == "__main__":

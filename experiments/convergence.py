@@ -2,10 +2,10 @@
 
     python -m experiments.convergence --scale smoke|laptop [--out DIR] [--report FILE.md] [-- --cpus 1]
 
-The networks are an image VAE (`train-image-vae.py`) and an fconv, both on MNIST. The initializations are kernels that
-the VAEs of data/fconv decode ("dwp"), their source kernels ("filters"), and Xavier's. Adam's rate is constant, 0.001,
-and the same for all three. The figure, `convergence.png` and `.pdf`, has means over seeds, and bands of one standard
-deviation; points read off the paper's figure are dashed.
+The networks are an image VAE (`train-image-vae.py`) and an fconv, both on MNIST, and a cifarnet on CIFAR-10. The
+initializations are kernels that the VAEs of data/fconv or data/cifar decode ("dwp"), their source kernels ("filters"),
+and Xavier's. Adam's rate is constant, 0.001, and the same for all three. The figure, `convergence.png` and `.pdf`, has
+means over seeds, and bands of one standard deviation; points read off the paper's figure are dashed.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.paper import INITS, init_options, mean_text, parse, published, write_report
+from experiments.paper import CIFARNET, INITS, init_options, mean_text, parse, published, write_report
 from runs.errors import one_line_errors
 from runs.log import read_rows
 
@@ -21,16 +21,15 @@ from runs.log import read_rows
 class Task(NamedTuple):
     """A training whose convergence is compared.
 
-    data : its name in published.csv.
     script, shared : of all runs, without the initialization.
     convs : the names of their kernels.
     column, ylabel : of the log, and what it is.
     seeds : of each initialization.
     steps : at which the table has the metric.
     target : a value of the metric; the table has the first step that reaches it.
+    digits : of the metric in the table.
     """
 
-    data: str
     script: str
     shared: str
     convs: Sequence[str]
@@ -39,11 +38,11 @@ class Task(NamedTuple):
     seeds: Sequence[int]
     steps: Sequence[int] = ()
     target: float | None = None
+    digits: int = 1
 
 
-# One epoch of the fconv has 300 steps, four epochs of the image VAE have 1,000.
+# One epoch of the fconv has 300 steps, one of the cifarnet 400; four epochs of the image VAE have 1,000.
 IMAGE_VAE = Task(
-    "mnist-vae",
     "experiments/train-image-vae.py",
     "--data mnist --bs 240 --epochs 4 --eval_freq 50 --precision auto",
     ("7x7", "5x5", "5x5", "7x7"),
@@ -53,7 +52,6 @@ IMAGE_VAE = Task(
     steps=(200, 1000),
 )
 FCONV = Task(
-    "mnist",
     "train-net.py",
     "--data mnist --bs 200 --epochs 1 --fastconv 1 --eval_freq 10 --model fconv --hid_dim 64 128",
     ("7x7", "5x5"),
@@ -62,15 +60,24 @@ FCONV = Task(
     range(1, 11),
     target=0.96,
 )
-SMOKE = {"seeds": (1, 2)}
+COLOUR = Task(
+    "train-net.py",
+    "--data {cifar10} --bs 125 --epochs 1 --fastconv 1 --eval_freq 20 --model cifarnet --model_size 0.25",
+    CIFARNET,
+    "test_acc",
+    "cifarnet: test accuracy",
+    range(1, 4),
+    steps=(100, 400),
+    digits=3,
+)
+SMOKE = {"seeds": (1, 2), "steps": (10,), "target": None}
+# By scale and part, which has the name of its data in published.csv.
 SCALES = {
-    "smoke": (
-        IMAGE_VAE._replace(
-            shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --eval_freq 5", steps=(10,), **SMOKE
-        ),
-        FCONV._replace(shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1 --eval_freq 5", **SMOKE),
-    ),
-    "laptop": (IMAGE_VAE, FCONV),
+    "smoke": {
+        "mnist-vae": IMAGE_VAE._replace(shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1", **SMOKE),
+        "mnist": FCONV._replace(shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1", **SMOKE),
+    },
+    "laptop": {"mnist-vae": IMAGE_VAE, "mnist": FCONV, "cifar10": COLOUR},
 }
 
 
@@ -79,18 +86,18 @@ def first_step(curve: Mapping[int, float], target: float) -> float:
     return min((step for step, value in curve.items() if value >= target), default=float("inf"))
 
 
-def compare(task: Task, curves: Mapping[str, list[dict[int, float]]]) -> list[list[str]]:
-    """The table of a task, with its headers, from the curves of each initialization, values by step."""
+def compare(data: str, task: Task, curves: Mapping[str, list[dict[int, float]]]) -> list[list[str]]:
+    """The table of a task on some data, with its headers, from the curves of each initialization, values by step."""
     headers = ["initialization", *(f"at step {step}" for step in task.steps)]
     headers += [f"steps to {task.target:g}"] if task.target else []
     headers = [headers[0], *(word for header in headers[1:] for word in (f"{header}: mean ± std (n)", "published"))]
     rows = []
     for init, own in curves.items():
-        paper = published("convergence", task.data, init)
+        paper = published("convergence", data, init)
         row = [init]
         for step in task.steps:
             bound = paper.get(f"bound at step {step}")
-            row += [mean_text([curve[step] for curve in own], 1), "" if bound is None else f"{bound:g}"]
+            row += [mean_text([curve[step] for curve in own], task.digits), "" if bound is None else f"{bound:g}"]
         if task.target:
             steps = [first_step(curve, task.target) for curve in own]
             missed = sum(map(math.isinf, steps))
@@ -100,9 +107,9 @@ def compare(task: Task, curves: Mapping[str, list[dict[int, float]]]) -> list[li
     return [headers, *rows]
 
 
-def published_points(task: Task, init: str) -> list[tuple[float, float]]:
+def published_points(data: str, task: Task, init: str) -> list[tuple[float, float]]:
     """The points (step, metric) that were read off the paper's figure."""
-    paper = published("convergence", task.data, init)
+    paper = published("convergence", data, init)
     if task.target:
         return [(steps, task.target) for steps in paper.values()]
     return [(int(setting.split()[-1]), value) for setting, value in paper.items()]
@@ -113,17 +120,18 @@ def main(argv: list[str] | None = None) -> None:
     experiment = parse("convergence", __doc__, SCALES, argv)
     roots: list[Path] = []
     panels, tables = {}, {}
-    for task in SCALES[experiment.scale]:
+    for data in experiment.parts:
+        task = SCALES[experiment.scale][data]
         lines = [
             f"{task.shared} {init_options(init, task.convs)} --seed {seed}" for init in INITS for seed in task.seeds
         ]
-        found = experiment.run(task.data, task.script, lines)
+        found = experiment.run(data, task.script, lines)
         roots += found
         logs = [read_rows(root / f"{Path(task.script).name}-logs.csv") for root in found]
         every = [{row["t"]: row[task.column] for row in rows} for rows in logs]
         n = len(task.seeds)
         curves = {init: every[i * n : (i + 1) * n] for i, init in enumerate(INITS)}
-        tables[task.ylabel] = compare(task, curves)
+        tables[task.ylabel] = compare(data, task, curves)
         panels[task.ylabel] = []
         from sweeps.plots import Curve, plot_panels, save
         from sweeps.tables import summary
@@ -131,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         for init, own in curves.items():
             points = {step: summary([curve[step] for curve in own]) for step in own[0]}
             mean, std = ([point[name] for point in points.values()] for name in ("mean", "std"))
-            panels[task.ylabel].append(Curve(init, list(points), mean, std, published_points(task, init)))
+            panels[task.ylabel].append(Curve(init, list(points), mean, std, published_points(data, task, init)))
     save(plot_panels(panels, "steps", bands=True), experiment.out / "convergence.png", vector=True)
     write_report(experiment, tables, roots)
 

@@ -11,55 +11,76 @@ from typing import Any, NamedTuple
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
 from runs.files import atomic_write, read_yaml
-from runs.options import Parser, path_type
+from runs.options import Parser, data_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
 from sweeps.tables import summary
 from sweeps.trials import find_script, make_trial
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
+FCONV, CIFAR = (shlex.quote(str(ROOT / "data" / name)) for name in ("fconv", "cifar"))
+# The names of the kernels of cifarnet's convs.
+CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")
 # The paper's names of initializations, and those of the option init_list.
 INITS = {"dwp": "vae", "filters": "filters", "xavier": "xavier"}
 
 
 class Experiment(NamedTuple):
-    """A command's name and scale, the folder and the report that it writes, and its trials' resources."""
+    """A command's name and scale, the parts that it runs, the folder and the report that it writes, and its trials."""
 
     name: str
     scale: str
+    parts: Sequence[str]
     out: Path
     report: str
     resources: Resources
     command: str
+    cifar10: str
 
     def run(self, part: str, script: str, lines: Sequence[str]) -> list[Path]:
-        """The run directories of trials of a script, given by their arguments, as the sweep `<name>-<scale>-<part>`."""
+        """The run directories of trials of a script, given by their arguments, as the sweep `<name>-<scale>-<part>`.
+
+        `{cifar10}` in the arguments stands for the option's value.
+        """
+        lines = [line.format(cifar10=shlex.quote(self.cifar10)) for line in lines]
         trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
         return run_sweep(f"{self.name}-{self.scale}-{part}", trials, self.resources, self.command)
 
 
-def parse(name: str, description: str, scales: Mapping[str, Any], argv: Sequence[str] | None) -> Experiment:
-    """The experiment that a command line asks for. After `--` come the options of sweeps. Raises UserError."""
+def parse(
+    name: str, description: str, scales: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None
+) -> Experiment:
+    """The experiment that a command line asks for. After `--` come the options of sweeps. Raises UserError.
+
+    `scales` has the parts of each scale by name.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     own, sweep_words = split_command(argv)
     parser = Parser(description)
     parser.add_argument("--scale", choices=tuple(scales), required=True, help="how many and how large the runs are")
+    parts = list(dict.fromkeys(part for scale in scales.values() for part in scale))
+    parser.add_argument("--parts", choices=parts, nargs="+", help="what to run of the scale, by default all of it")
     parser.add_argument("--out", type=Path, help=f"folder of the results, by default $DWP_PATH/{name}-<scale>")
     help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables"
     parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
+    help = "CIFAR-10: the name of the data set, or an npz file with MedMNIST's layout"
+    parser.add_argument("--cifar10", type=data_type, metavar="NAME", default="cifar", help=help)
     args = parser.parse_args(own)
     out, resources = (args.out or dwp_path() / f"{name}-{args.scale}").absolute(), parse_resources(sweep_words)
     require_packages(name, "ray")
+    for part in args.parts or ():
+        if part not in scales[args.scale]:
+            raise UserError(f"--parts: found {part}, expected of {', '.join(scales[args.scale])} at this scale")
+    chosen = [part for part in scales[args.scale] if part in (args.parts or parts)]
     if args.report:
         replaced(args.report, name, "")  # a missing mark is answered at once
     command = f"python -m experiments.{name} {shlex.join(argv)}"
-    return Experiment(name, args.scale, out, args.report, resources, command)
+    return Experiment(name, args.scale, chosen, out, args.report, resources, command, args.cifar10)
 
 
-def init_options(init: str, convs: Sequence[str], folder: str = FCONV) -> str:
+def init_options(init: str, convs: Sequence[str]) -> str:
     """The options that initialize convs, given by the names of their kernels ("7x7"), in the paper's way `init`."""
-    name = INITS[init]
+    name, folder = INITS[init], CIFAR if convs == CIFARNET else FCONV
     files = {"vae": "{}/vae{}", "filters": "{}/conv{}/train.npy", "xavier": ""}[name]
     listed = f" --{name}_list {' '.join(files.format(folder, conv) for conv in convs)}" if files else ""
     return f"--init_list {' '.join([name] * len(convs))}{listed}"

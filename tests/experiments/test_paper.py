@@ -37,9 +37,9 @@ def run(sandbox, script, small_inputs, monkeypatch):
         folder.mkdir()
         (folder / "train.npy").symlink_to(small_inputs / f"filters{k}.npy")
 
-    def run(module, scale):
+    def run(module, parts):
         name = module.__name__.split(".")[-1]
-        monkeypatch.setitem(module.SCALES, "smoke", scale(small))
+        monkeypatch.setitem(module.SCALES, "smoke", parts(small))
         report = sandbox / "report.md"
         report.write_text(REPORT.format(name))
         module.main(["--scale", "smoke", "--out", str(sandbox / "out"), "--report", str(report)])
@@ -61,8 +61,10 @@ def mean_and_std(text):
 
 
 def test_convergence(run):
-    task = convergence.SCALES["smoke"][0]._replace(steps=(1, 2))
-    rows, logs = run(convergence, lambda small: [task._replace(shared=small(task.shared) + " --eval_freq 1")])
+    task = convergence.SCALES["smoke"]["mnist-vae"]._replace(steps=(1, 2))
+    rows, logs = run(
+        convergence, lambda small: {"mnist-vae": task._replace(shared=small(task.shared) + " --eval_freq 1")}
+    )
     assert [row[0] for row in rows] == ["initialization", "dwp", "filters", "xavier"]
     for row, own in zip(rows[1:], (logs[:2], logs[2:4], logs[4:]), strict=True):
         for step, cell in ((1, row[1]), (2, row[3])):
@@ -74,17 +76,21 @@ def test_convergence(run):
 def test_steps_to_a_target():
     curve = {1: 0.3, 10: 0.95, 20: 0.97, 30: 0.96}
     assert [convergence.first_step(curve, target) for target in (0.96, 0.98)] == [20, float("inf")]
-    image_vae, task = convergence.SCALES["laptop"]
-    rows = convergence.compare(image_vae, {"xavier": [{200: -150.04, 1000: -94}, {200: -150, 1000: -95}]})[1:]
+    tasks = convergence.SCALES["laptop"]
+    rows = convergence.compare(
+        "mnist-vae", tasks["mnist-vae"], {"xavier": [{200: -150.04, 1000: -94}, {200: -150, 1000: -95}]}
+    )[1:]
     assert rows == [["xavier", "-150.0 ± 0.0 (2)", "-160", "-94.5 ± 0.7 (2)", "-95"]]
     curves = {"dwp": [curve, {1: 0.96}], "filters": [curve, curve], "xavier": [curve, {1: 0.3}]}
-    headers, *rows = convergence.compare(task, curves)
+    headers, *rows = convergence.compare("mnist", tasks["mnist"], curves)
     assert headers == ["initialization", "steps to 0.96: mean ± std (n)", "published"]
     assert rows == [["dwp", "10 ± 13 (2)", "50"], ["filters", "20 ± 0 (2)", "33"], ["xavier", "not by 1 of 2", "97"]]
 
 
 def test_feature_extraction(run):
-    rows, logs = run(feature_extraction, lambda small: feature_extraction.Scale((16, 8), (1, 2), small(FEATURES)))
+    rows, logs = run(
+        feature_extraction, lambda small: {"mnist": feature_extraction.Part((16, 8), (1, 2), small(FEATURES))}
+    )
     assert [row[0] for row in rows] == ["k", "1/16", "1/8"]
     accuracies = np.reshape([log[-1]["test_acc"] for log in logs], (3, 2, 2))  # initialization, scale, seed
     for i, row in enumerate(rows[1:]):
@@ -111,8 +117,9 @@ def test_classification(run, small_inputs, monkeypatch):
                 path, [{"mnist": "not-mnist"}.get(w, w) for w in words], label
             ),
         )
-    scale = classification.Scale({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10, published_splits={10: (0, 1)})
-    rows, logs = run(classification, lambda small: scale)
+    ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
+    parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
+    rows, logs = run(classification, lambda small: parts)
     assert [row[:2] for row in rows] == [
         ["method", "images"],
         ["l2", "10"],
@@ -130,7 +137,32 @@ def test_classification(run, small_inputs, monkeypatch):
     assert mean_and_std(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
 
 
-FEATURES = f"{feature_extraction.SHARED} --num_examples 10 --epochs 2 --bs 5"
+FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
+
+
+MODULES = (classification, convergence, feature_extraction)
+PARTS = [(m, scale, part) for m in MODULES for scale, parts in m.SCALES.items() for part in parts]
+
+
+@pytest.mark.parametrize("module, scale, part", PARTS)
+def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch):
+    """The first sweep of each part is made of arguments that the script takes, each trial once."""
+
+    def run_sweep(name, trials, resources, command, accepted=""):
+        assert len({trial.key for trial in trials}) == len(trials) > 0
+        raise InterruptedError
+
+    for user in (paper, few_shot):
+        monkeypatch.setattr(user, "run_sweep", run_sweep)
+    with pytest.raises(InterruptedError):
+        module.main(["--scale", scale, "--parts", part])
+
+
+def test_a_part_of_another_scale(sandbox, capsys):
+    with pytest.raises(SystemExit) as stop:
+        convergence.main(["--scale", "smoke", "--parts", "cifar10"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "--parts: found cifar10, expected of mnist-vae, mnist at this scale" in err
 
 
 def test_published_values():

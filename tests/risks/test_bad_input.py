@@ -47,7 +47,11 @@ def single_options():
 def test_a_value_that_an_option_does_not_take(refusal, name, option, value):
     needed = [a for a in ALL_PARSERS[name]._actions if a.required and a.option_strings[0] != option]
     counts = [a.nargs if isinstance(a.nargs, int) else 1 for a in needed]
-    required = [word for a, n in zip(needed, counts, strict=True) for word in (a.option_strings[0], *["x"] * n)]
+    required = [
+        word
+        for a, n in zip(needed, counts, strict=True)
+        for word in (a.option_strings[0], *[(a.choices or "x")[0]] * n)
+    ]
     err = refusal(name, [*required, f"{option}={value}"])
     assert option in err and value in err and ("expected" in err or "choose" in err or "invalid" in err)
 
