@@ -1,17 +1,19 @@
 """Bayesian layers: a factorized Gaussian posterior over the weights, sampled by local reparameterization.
 
 A layer owns its posterior and its prior: `layer(x)` gives pre-activations and `layer.kl()` the KL of its weights. For
-a whole network, `set_mode` switches between noise, means and draws of the weights, and `kl(net)` is the KL.
+a whole network, `set_mode` switches between noise, means and draws of the weights, `kl(net)` is the KL, and `predict`
+averages draws. `bayesianize` turns the convs of any network into Bayesian ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.priors import NoPrior, Prior, log_square
+from models.priors import DeepWeightPrior, NoPrior, NormalPrior, Prior, log_square
+from models.vae import KernelVAE
 
 VARIANCE_FLOOR = 1e-12  # keeps the square root's gradient finite where all inputs are 0
 W_ALPHA_INIT = -2.0
@@ -51,12 +53,23 @@ class BayesLayer(nn.Module):
 
     def __init__(self, *args, log_variance: float = -10.0, truncated: bool = False, **options):
         super().__init__()
-        self.mean = self.mean_class(*args, **options)
+        self._set_posterior(self.mean_class(*args, **options), log_variance, truncated)
+
+    @classmethod
+    def of(cls, mean: nn.Module, log_variance: float = -10.0, truncated: bool = False) -> "BayesLayer":
+        """The Bayesian layer whose posterior has the weights of torch's layer `mean` as means; it contains `mean`."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._set_posterior(mean, log_variance, truncated)
+        return layer.train(mean.training)
+
+    def _set_posterior(self, mean: nn.Module, log_variance: float, truncated: bool) -> None:
+        self.mean = mean
         self.truncated = truncated
         if truncated:
-            self.w_alpha = nn.Parameter(torch.full_like(self.mean.weight, W_ALPHA_INIT))
+            self.w_alpha = nn.Parameter(torch.full_like(mean.weight, W_ALPHA_INIT))
         else:
-            self.var = nn.ParameterDict({"weight": torch.full_like(self.mean.weight, log_variance)})
+            self.var = nn.ParameterDict({"weight": torch.full_like(mean.weight, log_variance)})
         self.prior: Prior = NoPrior()
         self.mode: Mode = "stoch"
 
@@ -199,3 +212,77 @@ def kl(net: nn.Module) -> Tensor:
     """KL(q || prior) summed over all Bayesian layers, a differentiable scalar in nats; 0 without Bayesian layers."""
     zero = next(net.parameters(), torch.zeros(())).new_zeros(())
     return sum(kl_terms(net).values(), zero)
+
+
+@torch.no_grad()
+def bayesianize(
+    net: nn.Module,
+    priors: Mapping[int, KernelVAE],
+    *,
+    scale: float = 1.0,
+    kernels: int = 0,
+    draw: bool = False,
+    log_variance: float = -10.0,
+) -> nn.Module:
+    """Turn every `torch.nn.Conv2d` of a network into a Bayesian layer, and return the network.
+
+    The layers are replaced in the network itself, and keep the options, weights, device and precision of their convs.
+    What is no conv stays as it is. A conv that is itself the network is returned as a Bayesian layer.
+
+    Parameters
+    ----------
+    priors : VAEs by kernel size (see `utils.load_vae`): the deep weight prior of convs with k x k kernels. The other
+        convs have the prior N(0, scale^2).
+    scale : standard deviation of the weights under that prior.
+    kernels : drawn per layer and estimate of the KL; 0 takes all.
+    draw : whether kernels of the deep weight prior, decoded at evenly spread codes, become the posterior's means where
+        there is a VAE. Otherwise the means are the weights of the convs.
+    log_variance : initial log variance of every weight.
+
+    Raises
+    ------
+    ValueError : a VAE is of another kernel size than its key, or the network has no conv.
+    """
+    for k, vae in priors.items():
+        if vae.kernel_dim != k:
+            raise ValueError(
+                f"priors: found a VAE of {vae.kernel_dim}x{vae.kernel_dim} kernels for {k}, expected {k}x{k}"
+            )
+    convs = [conv for conv in net.modules() if type(conv) is nn.Conv2d]
+    inside = {id(layer.mean) for layer in bayesian_layers(net)}
+    layers = {conv: BayesConv2d.of(conv, log_variance) for conv in convs if id(conv) not in inside}
+    if not layers:
+        raise ValueError("net: found no torch.nn.Conv2d, expected one")
+    for conv, layer in layers.items():
+        height, width = conv.kernel_size
+        vae = priors.get(height) if height == width else None
+        layer.prior = DeepWeightPrior(vae, kernels=kernels) if vae else NormalPrior(scale)
+        layer.prior.to(conv.weight)
+        if vae and draw:
+            n = conv.weight.shape[0] * conv.weight.shape[1]
+            conv.weight.copy_(vae.sample_means(n, even=True).view_as(conv.weight))
+    for module in list(net.modules()):
+        for name, child in list(module._modules.items()):
+            if child in layers:
+                module._modules[name] = layers[child]
+    return layers.get(net, net)
+
+
+@torch.no_grad()
+def predict(net: nn.Module, x: Tensor, samples: int) -> Tensor:
+    """Probabilities (samples, n, classes) of images x by draws of the weights, from a network that returns logits.
+
+    Each sample is one draw for all images. Their mean over samples is the predictive distribution. The network is in
+    eval mode meanwhile; its mode and those of its layers are then as before.
+    """
+    modes = {layer: layer.mode for layer in bayesian_layers(net)}
+    training = {module: module.training for module in net.modules()}
+    set_mode(net, "weights")
+    net.eval()
+    try:
+        return torch.stack([net(x).softmax(1) for _ in range(samples)])
+    finally:
+        for layer, mode in modes.items():
+            layer.mode = mode
+        for module, mode in training.items():
+            module.training = mode
