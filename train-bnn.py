@@ -8,7 +8,7 @@ r"""Train a Bayesian network by variational inference, with a prior for each con
 from models.configs import MODELS, PRIORS
 from runs import options
 from runs.errors import UserError, one_line_errors, user_error
-from runs.options import POSITIVE, WHOLE, number_type
+from runs.types import POSITIVE, WHOLE, number_type
 
 SCRIPT = "train-bnn.py"
 
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None):
     import torch.nn.functional as F
 
     import utils
+    from data.augment import AUGMENTATIONS
     from models.bayes import bayesian_layers, kl_terms, relative_deviations, variance_parameters
     from models.build import build_network, init_network, set_priors
     from models.metrics import ensemble_log_probs, scores
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None):
         for index in run.batches(n, args.bs, MODELS[args.model].least_batch):
             x, y = train.batch(index)
             with precision:
-                logits = net(utils.augment(x) if args.aug else x)
+                logits = net(AUGMENTATIONS[args.aug](x) if args.aug else x)
                 nll = F.cross_entropy(logits, y)
                 terms = {f"the KL of {name}": term for name, term in kl_terms(net).items()}
             kl = sum(terms.values())

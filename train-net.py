@@ -6,7 +6,7 @@ python train-net.py --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001 --mod
 from models.configs import MODELS
 from runs import options
 from runs.errors import UserError, one_line_errors
-from runs.options import number_type
+from runs.types import ON_OFF, POSITIVE, WHOLE, number_type
 
 SCRIPT = "train-net.py"
 
@@ -23,7 +23,7 @@ def parse(argv: list[str] | None = None):
     )
     add(
         "--classifier_lamb",
-        type=options.POSITIVE,
+        type=POSITIVE,
         help="standard deviation S of a normal prior of the classifier: adds the sum of squares of its parameters / "
         "(2 S^2 n) to the mean cross-entropy of n images; none: no such term",
     )
@@ -33,7 +33,7 @@ def parse(argv: list[str] | None = None):
         default=0.0,
         help="weight in the loss of the deep weight prior's bound on -log p(weights) of all convs, in nats",
     )
-    add("--dwp_samples", type=options.WHOLE, default=1, help="draws of z per kernel and step in the bound of dwp_reg")
+    add("--dwp_samples", type=WHOLE, default=1, help="draws of z per kernel and step in the bound of dwp_reg")
     add(
         "--do",
         type=number_type(float, 0, 1),
@@ -41,12 +41,12 @@ def parse(argv: list[str] | None = None):
         default=[],
         help="dropout probabilities of fconv's 'vanilla-do', one for each conv layer",
     )
-    add("--ens", type=options.WHOLE, default=10, help="draws of the dropout in the evaluated ensemble")
+    add("--ens", type=WHOLE, default=10, help="draws of the dropout in the evaluated ensemble")
     mode = parser.add_argument_group("training step")
     options.add_compile_option(mode)
     help = "1: train only the classifier and the batch norms, with frozen convs"
-    mode.add_argument("--rfe", **options.ON_OFF, help=help)
-    mode.add_argument("--fastconv", **options.ON_OFF, help="1: eval_freq and the log's t count steps, not epochs")
+    mode.add_argument("--rfe", **ON_OFF, help=help)
+    mode.add_argument("--fastconv", **ON_OFF, help="1: eval_freq and the log's t count steps, not epochs")
     options.add_run_options(parser)
     args = parser.parse_args(argv)
 
@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None):
     import torch.nn.functional as F
 
     import utils
+    from data.augment import AUGMENTATIONS
     from models.build import build_network, conv_layers, init_network
     from models.metrics import ensemble_log_probs, scores
     from models.priors import DeepWeightPrior
@@ -160,7 +161,7 @@ def main(argv: list[str] | None = None):
         for index in run.batches(n, args.bs, least):
             x, y = train.batch(index)
             with precision:
-                logits = forward(utils.augment(x) if args.aug else x)
+                logits = forward(AUGMENTATIONS[args.aug](x) if args.aug else x)
                 nll = F.cross_entropy(logits, y)
                 penalties = {}
                 if args.l2:

@@ -8,7 +8,7 @@ from pathlib import Path
 from models.configs import VAES
 from runs import options
 from runs.errors import UserError, one_line_errors, user_error
-from runs.options import POSITIVE, WHOLE, number_type, path_type, variance_type
+from runs.types import POSITIVE, WHOLE, number_type, path_type, variance_type
 
 SCRIPT = "train-vae.py"
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import npz
 from models.bayes import Mode, set_mode
 from models.build import build_network, build_vae
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES, VAES, imported
@@ -24,9 +23,8 @@ from runs.device import autocast
 from runs.directory import data_root
 from runs.errors import UserError, user_error
 from runs.files import read_yaml
-from runs.options import variance_type
+from runs.types import variance_type
 
-CROP_PADDING = 4  # pixels on each side
 CACHED_IMAGES = 100  # images per batch on a CPU; their maps in an fconv fit a core's share of the cache
 SHOWN_KERNELS = 64  # kernels of a conv layer that a run saves before training
 TEST_SHARE = 0.2  # share of the kernels in the test set
@@ -53,34 +51,50 @@ class DataSet(NamedTuple):
 # --- data sets ----------------------------------------------------------------------------------------------------
 
 
-def load_data(name: str) -> tuple[DataSet, DataSet]:
-    """Training and test part of a data set, on the CPU: one of `models.configs.DATA_SETS`, or the path of an npz file.
+def load_data(
+    name: str, shape: tuple[int, int, int] | None = None, test_fraction: float = TEST_SHARE, seed: int = 42
+) -> tuple[DataSet, DataSet]:
+    """Training and test part of a data set, on the CPU: one of `models.configs.DATA_SETS`, an npz file or a folder.
 
-    The test part of an npz file may be empty. Raises UserError where files are damaged, or cannot be found or fetched.
+    Images of a file or folder are converted to `shape` (channels, height, width), which a folder needs, and their test
+    part may be empty. `test_fraction` and `seed` split a folder without a test part. Raises UserError where files are
+    damaged, or cannot be found or fetched.
     """
     try:
-        parts = imported(DATA_SETS[name])(data_root()) if name in DATA_SETS else npz.load(Path(name))
+        if name in DATA_SETS:
+            parts = imported(DATA_SETS[name])(data_root())
+        else:
+            parts = imported("data.images:load")(Path(name), shape, test_fraction, seed)
     except (OSError, ValueError) as error:
         raise UserError(f"--data {name}: {error}") from None
     train, test = (DataSet(torch.tensor(images), torch.tensor(labels)) for images, labels in parts)
     return train, test
 
 
+def load_run_data(params: Mapping[str, Any]) -> tuple[DataSet, DataSet]:
+    """Training and test part, as of `load_data`, for the arguments of a network script's run."""
+    shape, fraction = MODELS[params["model"]].image_shape, params.get("test_fraction") or TEST_SHARE
+    return load_data(str(params.get("data")), shape, fraction, params.get("data_split_seed", 42))
+
+
 def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]:
     """Training and test part of the data set of a network script's options, on `device`.
 
-    With `num_examples` the training part is a few-shot split. Raises UserError where images or labels do not fit the
-    network.
+    With `num_examples` the training part is a few-shot split. `args` gets `classes`, the names of a folder's classes,
+    and `n_classes` where it is None. Raises UserError where images or labels do not fit the network.
     """
-    train, test = load_data(args.data)
     expected = MODELS[args.model].image_shape
+    train, test = load_run_data(vars(args))
     for part in (train, test):
         found = tuple(part.images.shape[1:])
         if found != expected:
             raise UserError(f"--data {args.data}: found images of {found}, expected {expected} for {args.model}")
     top = int(torch.cat([train.labels, test.labels]).max())
+    args.n_classes = args.n_classes or max(top + 1, 2)
     if top >= args.n_classes:
         raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
+    if args.data not in DATA_SETS and not args.data.endswith(".npz"):
+        args.classes = imported("data.images:class_names")(Path(args.data))
     if args.num_examples:
         train = train[few_shot_split(train.labels, args.num_examples, args.data_split_seed)]
     return DataSet(*(t.to(device) for t in train)), DataSet(*(t.to(device) for t in test))
@@ -126,22 +140,6 @@ def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
         missing = np.setdiff1d(names, every[index])
         raise UserError(f"{label} at least {enough}: with seed {seed} no image of class {missing[0]} is drawn")
     return torch.from_numpy(index)
-
-
-def augment(images: Tensor) -> Tensor:
-    """Each image (n, c, h, w) padded by its reflection, cropped to its size at random, and flipped half of the time.
-
-    The draws, from torch's global generator, are made on the images' device.
-    """
-    n, _, h, w = images.shape
-    padded = F.pad(images, (CROP_PADDING,) * 4, mode="reflect")
-    top, left = torch.randint(2 * CROP_PADDING + 1, (2, n, 1), device=images.device)
-    flip = torch.rand(n, 1, device=images.device) < 0.5
-    rows = top + torch.arange(h, device=images.device)
-    columns = left + torch.arange(w, device=images.device)
-    columns = torch.where(flip, columns.flip(1), columns)
-    image = torch.arange(n, device=images.device)[:, None, None]
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def predict(

@@ -14,7 +14,8 @@ import statistics
 import sys
 
 from runs.errors import UserError, one_line_errors
-from runs.options import WHOLE, Parser
+from runs.options import Parser
+from runs.types import WHOLE
 
 COLUMNS = {"textbook, s": ".4f", "ours, s": ".4f", "times faster": ".1f", "textbook, MB": ".0f", "ours, MB": ".0f"}
 NAME_WIDTH = 44  # characters

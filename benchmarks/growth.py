@@ -15,7 +15,8 @@ from benchmarks.measure import SIDES, Comparison, in_new_process, seconds_and_me
 from benchmarks.textbook import dwp_kl, textbook_copy
 from models.priors import DeepWeightPrior
 from runs.errors import one_line_errors
-from runs.options import Parser, number_type
+from runs.options import Parser
+from runs.types import number_type
 
 
 def compare_kl(n: int) -> Comparison:

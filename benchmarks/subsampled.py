@@ -17,7 +17,8 @@ from tqdm.contrib.concurrent import thread_map
 from experiments.bnn_runs import ENSEMBLE, SAMPLES, bnn_arguments, train_bnn
 from runs.errors import one_line_errors, user_error
 from runs.log import Row
-from runs.options import WHOLE, Parser, number_type
+from runs.options import Parser
+from runs.types import WHOLE, number_type
 
 WARM_UP, STEPS = 2, 8
 

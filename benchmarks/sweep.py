@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from runs.directory import ROOT
 from runs.errors import UserError, one_line_errors
-from runs.options import WHOLE, Parser, number_type
+from runs.options import Parser
+from runs.types import WHOLE, number_type
 from sweeps.cluster import Resources, connected, run_trials
 from sweeps.grid import make_trials
 from sweeps.trials import THREADS, find_script

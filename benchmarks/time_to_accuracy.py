@@ -13,7 +13,8 @@ import time
 
 from experiments.bnn_runs import ENSEMBLE, bnn_arguments, train_bnn
 from runs.errors import UserError, one_line_errors
-from runs.options import WHOLE, Parser, number_type
+from runs.options import Parser
+from runs.types import WHOLE, number_type
 
 
 @one_line_errors

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python d
 from data import not_mnist
 from runs.directory import data_root
 from runs.errors import UserError, one_line_errors
-from runs.options import Parser, number_type
+from runs.options import Parser
+from runs.types import number_type
 
 
 @one_line_errors

@@ -9,7 +9,8 @@ Each `--set` has a name, a folder with a test.npy, and the folder of a VAE. Ever
 from pathlib import Path
 
 from runs.errors import UserError, one_line_errors, user_error
-from runs.options import SEED, Parser
+from runs.options import Parser
+from runs.types import SEED
 
 
 @one_line_errors

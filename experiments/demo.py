@@ -18,7 +18,8 @@ from experiments.bnn_runs import ENSEMBLE, bnn_arguments, train_bnn
 from runs.directory import ROOT
 from runs.errors import one_line_errors
 from runs.log import Row, table_text
-from runs.options import WHOLE, Parser, number_type
+from runs.options import Parser
+from runs.types import WHOLE, number_type
 from sweeps.scales import FEW_IMAGES
 
 VAES = [str(ROOT / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5)]

@@ -9,7 +9,8 @@ nats per kernel, and in brackets its standard error over the kernels.
 from pathlib import Path
 
 from runs.errors import UserError, one_line_errors, user_error
-from runs.options import SEED, WHOLE, Parser
+from runs.options import Parser
+from runs.types import SEED, WHOLE
 
 
 @one_line_errors

@@ -8,11 +8,13 @@ Prints accuracy, NLL, calibration error and Brier score of each run and of the e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors, user_error
-from runs.options import WHOLE, Parser, number_type, path_type
+from runs.options import Parser
+from runs.types import WHOLE, number_type, path_type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,9 +64,13 @@ def main(argv: list[str] | None = None) -> None:
     if len(names) > 1:
         found = ", ".join(f"{name} of {run}" for name, run in names.items())
         raise UserError(f"RUN_DIR: found the data sets {found}, expected one data set")
-    (name,) = names
+    seeds = {params.get("data_split_seed") for _, params in loaded}
+    if len(seeds) > 1 and Path(*names).is_dir() and not Path(*names, "test").is_dir():
+        raise UserError(
+            f"RUN_DIR: found splits {seeds} of {', '.join(names)}, expected one: they have other test images"
+        )
     with user_error(f"{args.runs[0]}/params.yaml:"):
-        _, test = utils.load_data(name)
+        _, test = utils.load_run_data(loaded[0][1])
     for run, (_, params) in zip(args.runs, loaded, strict=True):
         shape, n_classes = tuple(test.images.shape[1:]), loaded[0][1]["n_classes"]
         if MODELS[params["model"]].image_shape != shape or params["n_classes"] != n_classes:

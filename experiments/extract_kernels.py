@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from models.configs import VAES
 from runs.errors import UserError, one_line_errors, user_error
 from runs.files import atomic_write
-from runs.options import Parser, number_type
+from runs.options import Parser
+from runs.types import number_type
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,7 +32,8 @@ from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
 from runs.files import write_yaml
 from runs.log import read_rows, write_csv
-from runs.options import SEED, WHOLE, Parser, number_type
+from runs.options import Parser
+from runs.types import SEED, WHOLE, number_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
 from sweeps.tables import mean_scores, summary
@@ -136,7 +137,7 @@ def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
 
     device, prediction = choose_device("auto"), PREDICTIONS[METHODS[method].prediction]
     nets, params = zip(*(utils.load_network(root, device) for root in roots), strict=True)
-    test = utils.DataSet(*(t.to(device) for t in utils.load_data(params[0]["data"])[1]))
+    test = utils.DataSet(*(t.to(device) for t in utils.load_run_data(params[0])[1]))
     for net in nets:
         net.train(prediction.dropout)
     kinds = [(prediction.mode, prediction.samples)] * len(nets)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
 from runs.files import atomic_write, read_yaml
-from runs.options import Parser, data_type, path_type
+from runs.options import Parser
+from runs.types import data_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
 from sweeps.tables import summary

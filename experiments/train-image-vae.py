@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python e
 from models.configs import INITS
 from runs import options
 from runs.errors import UserError, one_line_errors
+from runs.types import POSITIVE, WHOLE, data_type
 
 SCRIPT = "experiments/train-image-vae.py"
 CONVS = 4
@@ -20,15 +21,15 @@ def parse(argv: list[str] | None = None):
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     add = parser.add_argument_group("data").add_argument
     help = "data set of 28x28 grey images, read from $DATA_ROOT, or a file PATH.npz with MedMNIST's layout"
-    add("--data", type=options.data_type, metavar="NAME", default="mnist", help=help)
-    add("--bs", type=options.WHOLE, default=240, help="images per training batch")
-    add("--test_bs", type=options.WHOLE, default=500, help="images per test batch")
+    add("--data", type=data_type, metavar="NAME", default="mnist", help=help)
+    add("--bs", type=WHOLE, default=240, help="images per training batch")
+    add("--test_bs", type=WHOLE, default=500, help="images per test batch")
     add = parser.add_argument_group("model").add_argument
-    add("--hid_dim", type=options.WHOLE, nargs="+", default=[64, 128], help="channels of the encoder's two convs")
-    add("--z_dim", type=options.WHOLE, default=40, help="size of the latent code")
+    add("--hid_dim", type=WHOLE, nargs="+", default=[64, 128], help="channels of the encoder's two convs")
+    add("--z_dim", type=WHOLE, default=40, help="size of the latent code")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=options.WHOLE, default=4, help="passes over the training images")
-    add("--lr", type=options.POSITIVE, default=1e-3, help="Adam's rate")
+    add("--epochs", type=WHOLE, default=4, help="passes over the training images")
+    add("--lr", type=POSITIVE, default=1e-3, help="Adam's rate")
     options.add_init_options(parser, [name for name in INITS if name != "pretrained"])
     options.add_run_options(parser, "steps")
     parser.set_defaults(eval_freq=50)

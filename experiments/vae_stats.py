@@ -12,7 +12,8 @@ from pathlib import Path
 from runs.directory import ROOT
 from runs.errors import one_line_errors, user_error
 from runs.log import write_csv
-from runs.options import SEED, WHOLE, Parser, number_type
+from runs.options import Parser
+from runs.types import SEED, WHOLE, number_type
 
 
 @one_line_errors

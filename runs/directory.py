@@ -93,7 +93,7 @@ def make_run_directory(
             root.mkdir()
         own = (str(root), now.isoformat(timespec="seconds"), number, environment(script, device), inputs)
         params = {name: value for name, value in arguments.items() if name not in NOT_STORED}
-        write_yaml(root / "params.yaml", params | dict(zip(RUN_KEYS, own, strict=True)))
+        write_yaml(root / "params.yaml", params | dict(zip(RUN_KEYS, own, strict=False)))
     except (OSError, UserError) as error:
         if root:
             with contextlib.suppress(OSError):

@@ -4,25 +4,35 @@ This module does not import torch, so `--help` and errors in arguments appear at
 """
 
 import argparse
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES
-from runs.errors import UserError, require_packages, user_error
+from runs.errors import UserError, user_error
 from runs.files import read_yaml
+from runs.types import (
+    ON_OFF,
+    POSITIVE,
+    SEED,
+    SWITCH,
+    WHOLE,
+    aug_type,
+    data_type,
+    number_type,
+    path_type,
+    tensorboard_type,
+)
 
 HID_DIM = [32, 64]  # the default
-RUN_KEYS = ("root", "time", "id", "environment", "inputs")  # keys of params.yaml that are not arguments
+RUN_KEYS = ("root", "time", "id", "environment", "inputs", "classes")  # keys of params.yaml that are not arguments
 # Arguments that params.yaml omits; `priors` is derived from the others.
 NOT_STORED = ("config", "continue_run", "overrides", "priors")
 # Options on which no result depends: two runs that differ in these alone are the same run.
 NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
 OLD_VALUES = {"lr_schedule": "linear"}  # of options in runs from before the option, where that is not its default
-SWITCH = {"0": 0, "no": 0, "off": 0, "false": 0, "1": 1, "yes": 1, "on": 1, "true": 1}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -127,76 +137,6 @@ class Parser(argparse.ArgumentParser):
         return argv
 
 
-def number_type(kind: type, low: float, high: float | None = None, open_low: bool = False) -> Callable[[str], Any]:
-    """An argparse type: an int or a finite float in [low, high], or in (low, high] with `open_low`."""
-    if high is None:
-        high = 2**31 - 1 if kind is int else float("inf")
-    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
-        f" and at most {high:g}" if high < float("inf") else ""
-    )
-    expected = f"expected {'a whole' if kind is int else 'a'} number {bounds}"
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"found {text!r}, {expected}") from None
-        # NaN fails every comparison, so this form also refuses NaN.
-        if not ((value > low if open_low else value >= low) and value <= high and abs(value) != float("inf")):
-            raise argparse.ArgumentTypeError(f"found {text!r}, {expected}")
-        return value
-
-    return parse
-
-
-WHOLE = number_type(int, 1)
-POSITIVE = number_type(float, 0, open_low=True)
-SEED = number_type(int, 0, 2**63 - 1)
-
-
-def variance_type(text: str) -> float | str:
-    """An argparse type: "train" or a positive number."""
-    return text if text == "train" else POSITIVE(text)
-
-
-def path_type(text: str) -> str:
-    """An argparse type: a path, converted to an absolute path; "" stays "".
-
-    Runs store and sweeps compare absolute paths, which do not depend on the current folder.
-    """
-    return os.path.abspath(text) if text else ""
-
-
-def data_type(text: str) -> str:
-    """An argparse type: the name of a data set, or the path of an npz file, converted to an absolute path."""
-    if text in DATA_SETS:
-        return text
-    if not text.endswith(".npz"):
-        names = ", ".join(DATA_SETS)
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {names}, or a file PATH.npz")
-    return path_type(text)
-
-
-def switch_type(text: str) -> int:
-    """An argparse type: 0 or 1, or as people write it in YAML: no, off, false, yes, on, true."""
-    if text.lower() not in SWITCH:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected 0 or 1")
-    return SWITCH[text.lower()]
-
-
-ON_OFF = {"type": switch_type, "choices": (0, 1), "default": 0}  # of an option that is a switch
-
-
-def tensorboard_type(text: str) -> int:
-    """An argparse type: 0, or 1 where the package is installed."""
-    if switch_type(text):
-        try:
-            require_packages("found 1", "tensorboard")
-        except UserError as error:  # a ValueError, whose message argparse would replace
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return switch_type(text)
-
-
 def add_run_options(parser: Parser, unit: str = "epochs") -> None:
     """Add the options of every script: its run directory, its seed and its device. `unit` is that of `eval_freq`."""
     group = parser.add_argument_group("run")
@@ -253,13 +193,25 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         type=data_type,
         metavar="NAME",
         default="mnist",
-        help=f"data set, read from $DATA_ROOT: {', '.join(DATA_SETS)}; or a file PATH.npz with MedMNIST's layout",
+        help=f"data set, read from $DATA_ROOT: {', '.join(DATA_SETS)}; or a file PATH.npz with MedMNIST's layout; "
+        "or a folder with images in train/<class>/ and test/<class>/, or in <class>/",
+    )
+    data.add_argument(
+        "--test_fraction",
+        type=number_type(float, 0, 1, open_low=True),
+        help="share of each class for testing, of a folder without train/ and test/; none: 0.2",
     )
     data.add_argument("--num_examples", type=WHOLE, help="train on a subset of this many images, stratified by class")
     data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that subset")
     data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=WHOLE, default=500, help="images per test batch; at most 100 on a CPU")
-    data.add_argument("--aug", **ON_OFF, help="1: random crops of the images padded by 4, and flips")
+    data.add_argument(
+        "--aug",
+        type=aug_type,
+        choices=(0, 1, "affine"),
+        default=0,
+        help="1: random crops of the images padded by 4, and flips; affine: small shifts, rotations and scales",
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=WHOLE, default=100, help="passes over the training images")
@@ -286,7 +238,8 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         "--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
     )
     model.add_argument("--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet and cifarnetnew")
-    model.add_argument("--n_classes", type=number_type(int, 2), default=10, help="outputs of the classifier")
+    help = "outputs of the classifier; none: 10, or as many as a file or folder of images has classes"
+    model.add_argument("--n_classes", type=number_type(int, 2), help=help)
 
     init = add_init_options(parser, tuple(INITS))
     init.add_argument(
@@ -332,7 +285,12 @@ def check_net_cfg(args: argparse.Namespace, bayesian: bool) -> None:
 
 
 def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) -> None:
-    """Check that the network's options fit together; `priors` are those of the conv layers. Raises UserError."""
+    """Check that the network's options fit together; `priors` are those of the conv layers. Raises UserError.
+
+    A data set with a name has 10 classes unless `n_classes` is given.
+    """
+    if args.n_classes is None and args.data in DATA_SETS:
+        args.n_classes = 10
     model = MODELS[args.model]
     sizes = model.kernel_sizes
     if not model.channels and len(args.hid_dim) != len(sizes):

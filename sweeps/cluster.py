@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from runs.directory import ROOT, data_root, dwp_path
 from runs.errors import Stopped, UserError, require_packages
-from runs.options import POSITIVE, Parser, number_type
+from runs.options import Parser
 from runs.signals import stop_signals
+from runs.types import POSITIVE, number_type
 from sweeps.grid import write_sweep
 from sweeps.trials import THREADS, Trial, run_trial
 

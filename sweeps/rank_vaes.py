@@ -16,12 +16,14 @@ classifier suits all.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors
-from runs.options import SEED, Parser, number_type, path_type
+from runs.options import Parser
+from runs.types import SEED, number_type, path_type
 from sweeps.grid import split_command
 from sweeps.tables import mean_scores, summary
 from sweeps.trials import find_script, load_script
@@ -72,10 +74,11 @@ def rank(
 
     device = choose_device(network.device)
     loaded = [utils.load_sources(candidate, device) for candidate in candidates]
-    train, test = (utils.DataSet(*(t.to(device) for t in part)) for part in utils.load_data(network.data))
+    whole = Namespace(**vars(network) | {"num_examples": None})
+    train, test = utils.load_split(whole, device)
     tasks = [utils.few_shot_split(train.labels, network.num_examples, split) for split in splits]
     images = train[torch.cat(tasks).to(device)]
-    sizes = (network.model, network.net_cfg, network.hid_dim, network.model_size, network.n_classes)
+    sizes = (network.model, network.net_cfg, network.hid_dim, network.model_size, whole.n_classes)
 
     def scores(sources: list[dict[str, Any]], seed: int) -> dict[str, float]:
         """Scores on the test images, means over the tasks, of the network with this seed."""

@@ -155,7 +155,9 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     identity = [script, list(argv), trial.cwd]
     if trial.in_project:
         args = vars(load_script(script)["parse"](argv)).items()
-        identity = [trial.script_name, {name: value for name, value in args if name not in NOT_IDENTIFYING}]
+        # Options without a value do not count: an option that is added later leaves the trials as they are.
+        given = {name: value for name, value in args if name not in NOT_IDENTIFYING and value is not None}
+        identity = [trial.script_name, given]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     return replace(trial, key=digest.hexdigest()[:16])
 

@@ -64,25 +64,6 @@ def test_near_duplicates_are_dropped():
     torch.testing.assert_close(found.double(), torch.stack(kept))
 
 
-def test_augmented_images_are_crops_and_flips():
-    torch.manual_seed(0)
-    images = torch.rand(200, 3, 32, 32)
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
-    out = utils.augment(images).numpy()
-    seen = set()
-    for image, wide in zip(out, padded, strict=True):
-        crops = [
-            (top, left, flip)
-            for top in range(9)
-            for left in range(9)
-            for flip in (1, -1)
-            if np.array_equal(image, wide[:, top : top + 32, left : left + 32][:, :, ::flip])
-        ]
-        assert len(crops) == 1
-        seen.update(crops)
-    assert {flip for *_, flip in seen} == {1, -1} and {top for top, *_ in seen} == set(range(9))
-
-
 def test_a_split_that_leaves_a_class_out_is_refused():
     """With SVHN's class counts and 10 images, class 9 gets none; the smallest number that works is named, and works."""
     counts = [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runs.directory import ROOT
 from runs.errors import UserError
-from runs.options import path_type
+from runs.types import path_type
 from tests.conftest import IMAGE_VAE, PARSERS, SCRIPTS, SMALL, load_command, parser_of
 
 COMMANDS = (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from runs.directory import ROOT, is_locked
-from runs.options import NOT_IDENTIFYING, path_type
+from runs.options import NOT_IDENTIFYING
+from runs.types import path_type
 from sweeps.__main__ import main
 from sweeps.grid import make_trials, read_sweep
 from sweeps.trials import find_script, make_trial, run_trial

@@ -1,0 +1,144 @@
+"""Somebody's own images, in an npz file or a folder, and their conversion to a network's input.
+
+An npz file has MedMNIST's layout (data/npz.py). A folder has torchvision's ImageFolder layout,
+
+    FOLDER/train/<class>/* and FOLDER/test/<class>/*      or      FOLDER/<class>/*
+
+Its files are read in the order of their names. Files without the ending of an image are ignored.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from data import npz
+from data.idx import Part
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 10**8  # of an image: a small file can claim to have many more
+NAMED = 5  # damaged files that are named
+
+Shape = tuple[int, int, int]  # channels, height and width
+
+
+def fit(images: Tensor, shape: Shape) -> Tensor:
+    """Images (n, c, h, w), uint8 with c of 1 or 3, as (n, *shape), converted between grey and colour.
+
+    They are cropped to the shape's aspect, in their middle, then resized, bilinear with antialiasing.
+    """
+    channels, height, width = shape
+    scale = min(images.shape[2] / height, images.shape[3] / width)
+    images = functional.center_crop(images, [max(1, round(height * scale)), max(1, round(width * scale))])
+    images = functional.resize(images, [height, width], antialias=True)
+    if channels != images.shape[1]:
+        images = functional.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, channels, -1, -1)
+    return images.contiguous()
+
+
+def class_names(folder: Path) -> list[str]:
+    """The classes of a folder, the folders in it or in its train/, in order. Raises ValueError for fewer than 2."""
+    root = folder / "train" if (folder / "train").is_dir() else folder
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        raise ValueError(f"{root}: found {len(names)} folders, expected one for each of at least 2 classes")
+    return names
+
+
+def image_files(folder: Path, name: str, root: Path) -> list[Path]:
+    """The images of a class, by name. Raises ValueError for a link out of the folder `root`."""
+    files = [path for path in (folder / name).rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir()]
+    for path in files:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"{path}: found a link out of the folder, expected an image")
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
+def read_image(path: Path, shape: Shape) -> Tensor | None:
+    """The image as (*shape) in uint8, or None if it is damaged. Raises ValueError for one of too many pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                size = image.size
+                if size[0] * size[1] <= MAX_PIXELS:
+                    image = ImageOps.exif_transpose(image)
+                    if image.mode[0] in "IF":  # 16 bits or more
+                        pixels = np.asarray(image, dtype=np.float64)
+                        image = Image.fromarray(
+                            (pixels / (257 if pixels.max() > 255 else 1)).clip(0, 255).astype(np.uint8)
+                        )
+                    grey = image.mode in ("1", "L", "LA") or shape[0] == 1
+                    pixels = np.array(image.convert("L" if grey else "RGB"))
+    except Image.DecompressionBombError:
+        size = (MAX_PIXELS, 2)
+    except Exception:  # a damaged file raises many kinds of errors
+        return None
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{path}: found more than {MAX_PIXELS} pixels, expected a smaller image")
+    return fit(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)[None], shape)[0]
+
+
+def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Part, list[Path]]:
+    """The images of the classes and their labels, and the damaged files. Raises ValueError for a class without any."""
+    files = [(path, label) for label, name in enumerate(names) for path in image_files(folder, name, root)]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda file: read_image(file[0], shape), files))
+    images = [image for image in found if image is not None]
+    labels = np.array([label for (_, label), image in zip(files, found, strict=True) if image is not None], np.int64)
+    missing = sorted(set(range(len(names))) - set(labels.tolist()))
+    if missing:
+        raise ValueError(f"{folder / names[missing[0]]}: found no image, expected one for each class")
+    damaged = [path for (path, _), image in zip(files, found, strict=True) if image is None]
+    return (torch.stack(images).numpy(), labels), damaged
+
+
+def read_folder(folder: Path, shape: Shape, test_fraction: float, seed: int) -> list[Part]:
+    """Training and test part of a folder. As `load`."""
+    names = class_names(folder)
+    if not (folder / "train").is_dir():
+        from sklearn.model_selection import train_test_split
+
+        (images, labels), damaged = read_part(folder, names, shape, folder)
+        every = np.arange(len(labels))
+        train, test = train_test_split(every, test_size=test_fraction, random_state=seed, stratify=labels)
+        parts = [(images[np.sort(index)], labels[np.sort(index)]) for index in (train, test)]
+    else:
+        part, damaged = read_part(folder / "train", names, shape, folder)
+        parts = [part, (part[0][:0], part[1][:0])]
+        if (folder / "test").is_dir():
+            if (found := class_names(folder / "test")) != names:
+                raise ValueError(f"{folder / 'test'}: found the classes {found}, expected those of train: {names}")
+            parts[1], more = read_part(folder / "test", names, shape, folder)
+            damaged += more
+    if damaged:
+        shown = ", ".join(str(path.relative_to(folder)) for path in damaged[:NAMED]) + ", ..." * (len(damaged) > NAMED)
+        print(f"{folder}: {len(damaged)} damaged images are left out: {shown}", file=sys.stderr)
+    return parts
+
+
+def load(path: Path, shape: Shape | None, test_fraction: float, seed: int) -> list[Part]:
+    """Training and test part of an npz file or a folder; the test part may be empty.
+
+    The images are converted to `shape`, those of a file only if it is given; a printed line says so. Without train/ in
+    a folder, the share `test_fraction` of each class, chosen by `seed`, is for testing. Damaged images are left out and
+    named on stderr. Raises OSError and ValueError.
+    """
+    if path.suffix != ".npz":
+        parts, found = read_folder(path, shape, test_fraction, seed), "its images"
+    else:
+        parts = npz.load(path)
+        own = parts[0][0].shape[1:]
+        if shape is None or own == shape:
+            return parts
+        parts = [(fit(torch.from_numpy(images), shape).numpy(), labels) for images, labels in parts]
+        found = f"images of {own}"
+    print(f"{path}: {found} are converted to {shape}")
+    return parts

@@ -1,0 +1,235 @@
+"""Folders of images, and npz files of another shape: what is read, converted, left out and refused."""
+
+import os
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import utils
+from data import images
+from experiments import ensemble
+from runs.errors import UserError
+from tests.conftest import assert_same_end
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+COLORS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images of each of three plain colors, in six formats and sizes."""
+    root = tmp_path / "colors"
+    for name, color in COLORS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            image = Image.new("RGB", (40 + i, 60 - i), color)
+            image.save(root / name / f"{i}.{('png', 'bmp', 'tiff', 'PNG', 'webp')[i % 5]}", lossless=True)
+        (root / name / "notes.txt").write_text("no image")
+    (root / ".cache").mkdir()
+    return root
+
+
+def load(folder, shape=COLOUR, test_fraction=0.2, seed=42):
+    return utils.load_data(str(folder), shape, test_fraction, seed)
+
+
+def test_one_level_is_split_by_class(folder, capsys):
+    train, test = load(folder)
+    assert train.images.shape == (24, *COLOUR) and test.images.shape == (6, *COLOUR)
+    assert train.labels.bincount().tolist() == [8, 8, 8] and test.labels.bincount().tolist() == [2, 2, 2]
+    for part in (train, test):
+        expected = torch.tensor(list(COLORS.values()), dtype=torch.uint8)[part.labels][..., None, None]
+        assert (part.images == expected).all()
+    assert (
+        images.class_names(folder) == list(COLORS)
+        and "its images are converted to (3, 32, 32)" in capsys.readouterr().out
+    )
+    other = load(folder, seed=1)[1]
+    assert load(folder, test_fraction=0.5)[1].labels.bincount().tolist() == [5, 5, 5] and len(other.labels) == 6
+
+
+def test_colour_to_grey(folder):
+    train, _ = load(folder, GREY)
+    for label, color in enumerate(COLORS.values()):
+        found = train.images[train.labels == label].float()
+        assert (found - np.dot(color, LUMA)).abs().max() <= 1
+
+
+def test_crop_and_resize(tmp_path):
+    """The middle of a wide image with a ramp: the mean of each target pixel is the mean of the ramp over its place."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        ramp = np.broadcast_to(np.arange(0, 252, 1.5).astype(np.uint8), (84, 168))
+        Image.fromarray(ramp.copy()).save(tmp_path / name / "x.png")
+    (train, _), _ = images.read_part(tmp_path, ["a", "b"], GREY, tmp_path)
+    pixels = train[0, 0].astype(float)
+    expected = np.arange(0, 252, 1.5)[42:126].reshape(28, 3).mean(1)
+    assert np.abs(pixels[:, 1:-1] - expected[1:-1]).max() <= 1.5 and (np.ptp(pixels, 0) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "mode, value, expected",
+    [
+        ("1", 1, 255),
+        ("L", 77, 77),
+        ("I;16", 257 * 77, 77),
+        ("LA", (77, 255), 77),
+        ("P", 3, None),
+        ("RGBA", (9, 9, 9, 255), 9),
+        ("CMYK", (0, 0, 0, 0), 255),
+    ],
+)
+def test_kinds_of_pixels(mode, value, expected, tmp_path):
+    image = Image.fromarray(np.full((5, 5), value, np.uint16)) if mode == "I;16" else Image.new(mode, (5, 5), value)
+    if mode == "P":
+        image.putpalette([0] * 9 + [77, 77, 77] + [0] * 756)
+        expected = 77
+    path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
+    image.save(path)
+    for shape in (GREY, COLOUR):
+        found = images.read_image(path, shape)
+        assert found.shape == shape and (found.int() - expected).abs().max() <= 1
+
+
+def test_an_upright_photograph(tmp_path):
+    """The orientation that a camera writes into the file is heeded."""
+    picture = np.zeros((40, 40, 3), np.uint8)
+    picture[:20] = 255  # bright at the top, as stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
+    Image.fromarray(picture).save(tmp_path / "x.jpg", exif=exif, quality=100)
+    found = images.read_image(tmp_path / "x.jpg", COLOUR)[0].float()
+    assert found[:, 17:].min() > 250 and found[:, :15].max() < 5
+
+
+def test_the_order_of_files_does_not_matter(folder, monkeypatch):
+    expected = load(folder)
+    walk = type(folder).rglob
+
+    def shuffled(self, pattern):
+        found = list(walk(self, pattern))
+        random.Random(0).shuffle(found)
+        return found
+
+    monkeypatch.setattr(type(folder), "rglob", shuffled)
+    for part, other in zip(expected, load(folder), strict=True):
+        assert torch.equal(part.images, other.images) and torch.equal(part.labels, other.labels)
+
+
+def test_two_levels(folder, tmp_path):
+    root = tmp_path / "two"
+    root.mkdir()
+    os.rename(folder, root / "train")
+    train, test = load(root)
+    assert len(train.labels) == 30 and test.images.shape == (0, *COLOUR)
+    for name in COLORS:
+        (root / "test" / name).mkdir(parents=True)
+        os.rename(root / "train" / name / "3.PNG", root / "test" / name / "3.PNG")
+    train, test = load(root)
+    assert len(train.labels) == 27 and test.labels.tolist() == [0, 1, 2]
+    (root / "test" / "pink").mkdir()
+    with pytest.raises(UserError, match=r"found the classes .*'pink'.*, expected those of train"):
+        load(root)
+
+
+def test_damaged_images_are_named_and_left_out(folder, capsys):
+    (folder / "red" / "0.png").write_bytes(b"")
+    content = (folder / "blue" / "1.bmp").read_bytes()
+    (folder / "blue" / "1.bmp").write_bytes(content[: len(content) // 2])
+    train, test = load(folder)
+    assert len(train.labels) + len(test.labels) == 28
+    assert "2 damaged images are left out: blue/1.bmp, red/0.png" in capsys.readouterr().err
+    for file in (folder / "red").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(UserError, match="red: found no image, expected one for each class"):
+        load(folder)
+
+
+def png(width, height):
+    """A PNG file that claims to have this size and holds a few bytes."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(12_000, 9_000), (60_000, 60_000)])
+def test_a_bomb_is_refused(size, folder):
+    (folder / "red" / "0.png").write_bytes(png(*size))
+    with pytest.raises(UserError, match=r"0\.png: found more than 100000000 pixels"):
+        load(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    Image.new("L", (30, 30)).save(tmp_path / "secret.png")
+    (folder / "red" / "10.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match=r"10\.png: found a link out of the folder"):
+        load(folder)
+    (folder / "red" / "10.png").unlink()
+    (folder / "red" / "10.png").symlink_to("0.png")
+    assert sum(len(part.labels) for part in load(folder)) == 31
+
+
+@pytest.mark.parametrize(
+    "classes, message", [((), "found 0 folders"), (("a",), "found 1 folders"), (("a", "b"), "a: found no image")]
+)
+def test_no_images(classes, message, tmp_path):
+    for name in classes:
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_an_npz_file_of_another_shape(tmp_path, capsys):
+    content = {f"{part}_images": np.full((2, 32, 32, 3), (255, 0, 0), np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "x.npz", train_labels=[0, 1], test_labels=[0, 1], **content)
+    train, test = utils.load_data(str(tmp_path / "x.npz"), GREY)
+    assert train.images.shape == test.images.shape == (2, *GREY) and (train.images == 76).all()
+    assert "images of (3, 32, 32) are converted to (1, 28, 28)" in capsys.readouterr().out
+
+
+def test_a_run_on_a_folder(folder, script, sandbox, capsys):
+    """The number of classes is the folder's, their names are stored, and the run continues."""
+    argv = [
+        "--data",
+        str(folder),
+        "--hid_dim",
+        "2",
+        "3",
+        "--epochs",
+        "2",
+        "--bs",
+        "8",
+        "--aug",
+        "affine",
+        "--device",
+        "cpu",
+    ]
+    run = script("train-net.py").main(argv)
+    params = yaml.safe_load((run.root / "params.yaml").read_text())
+    assert params["classes"] == list(COLORS) and params["n_classes"] == 3
+    net, loaded = utils.load_network(run.root)
+    assert net.classifier.out_features == 3 and loaded["classes"] == list(COLORS)
+    again = script("train-net.py").main(["--config", str(run.root / "params.yaml")])
+    assert "ignored" not in capsys.readouterr().err
+    assert_same_end(run.root, again.root)
+    bnn = script("train-bnn.py").main([*argv, "--num_examples", "6", "--ens", "2", "--test_fraction", "0.5"])
+    assert bnn.rows[-1]["draws/brier"] < 2 and len(utils.load_run_data(vars(bnn.args))[1].labels) == 15
+    other = script("train-net.py").main([*argv, "--data_split_seed", "1"])
+    with pytest.raises(SystemExit):
+        ensemble.main([str(run.root), str(other.root)])
+    assert "expected one: they have other test images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script("train-net.py").main([*argv, "--n_classes", "2"])
+    assert "--n_classes: found 2, expected at least 3" in capsys.readouterr().err
