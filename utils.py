@@ -348,7 +348,8 @@ def load_flow(path: str | Path, device: torch.device | str = "cpu") -> KernelFlo
 def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tuple[ConvNet, dict[str, Any]]:
     """The network of a run directory of train-net.py or train-bnn.py, in eval mode, and the run's arguments.
 
-    Bayesian layers have their posterior and no prior. Raises UserError where the folder is not such a run directory.
+    `classes` is among the arguments: the names of the classes, numbers where the data set has no names. Bayesian layers
+    have their posterior and no prior. Raises UserError where the folder is not such a run directory.
     """
     file = Path(folder) / "params.yaml"
     params = read_yaml(file)
@@ -364,7 +365,8 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
     state = {name: value for name, value in state.items() if ".prior." not in name}
     check_state(net, state, f"{folder}/model.torch")  # before the arguments can ask for memory
     net.to_empty(device=device).load_state_dict(state)
-    return net.eval(), params
+    classes = params.get("classes") or [str(i) for i in range(params["n_classes"])]
+    return net.eval(), params | {"classes": classes}
 
 
 def load_sources(args: Namespace, device: torch.device, kernel_sizes: Sequence[int] = ()) -> list[dict[str, Any]]:

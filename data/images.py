@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,9 +53,9 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def image_files(folder: Path, name: str, root: Path) -> list[Path]:
-    """The images of a class, by name. Raises ValueError for a link out of the folder `root`."""
-    files = [path for path in (folder / name).rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir()]
+def image_files(folder: Path, root: Path) -> list[Path]:
+    """The images in a folder, by name. Raises ValueError for a link out of the folder `root`."""
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir()]
     for path in files:
         if not path.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{path}: found a link out of the folder, expected an image")
@@ -86,41 +87,77 @@ def read_image(path: Path, shape: Shape) -> Tensor | None:
     return fit(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)[None], shape)[0]
 
 
-def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Part, list[Path]]:
-    """The images of the classes and their labels, and the damaged files. Raises ValueError for a class without any."""
-    files = [(path, label) for label, name in enumerate(names) for path in image_files(folder, name, root)]
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda file: read_image(file[0], shape), files))
-    images = [image for image in found if image is not None]
-    labels = np.array([label for (_, label), image in zip(files, found, strict=True) if image is not None], np.int64)
-    missing = sorted(set(range(len(names))) - set(labels.tolist()))
+class Labelled(NamedTuple):
+    """Images of known classes: their files, the images (n, c, h, w) in uint8, and the labels (n,)."""
+
+    files: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+
+    def at(self, index: np.ndarray) -> "Labelled":
+        """Those at these indices."""
+        return Labelled(*(column[index] for column in self))
+
+
+def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Labelled, list[Path]]:
+    """The images of the classes, and the damaged files. Raises ValueError for a class without any."""
+    files = [(path, label) for label, name in enumerate(names) for path in image_files(folder / name, root)]
+    found = read_images([path for path, _ in files], shape)
+    kept = [(path, image, label) for (path, label), image in zip(files, found, strict=True) if image is not None]
+    missing = sorted(set(range(len(names))) - {label for *_, label in kept})
     if missing:
         raise ValueError(f"{folder / names[missing[0]]}: found no image, expected one for each class")
+    paths, images, labels = zip(*kept, strict=True)
     damaged = [path for (path, _), image in zip(files, found, strict=True) if image is None]
-    return (torch.stack(images).numpy(), labels), damaged
+    return Labelled(np.array(paths, dtype=object), torch.stack(images).numpy(), np.array(labels, np.int64)), damaged
 
 
-def read_folder(folder: Path, shape: Shape, test_fraction: float, seed: int) -> list[Part]:
-    """Training and test part of a folder. As `load`."""
+def read_images(files: Sequence[Path], shape: Shape) -> list[Tensor | None]:
+    """The images by `read_image`, in their order, read side by side."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda path: read_image(path, shape), files))
+
+
+def report_damaged(folder: Path, damaged: Sequence[Path]) -> None:
+    """Name damaged images on stderr."""
+    if damaged:
+        shown = ", ".join(str(path.relative_to(folder)) for path in damaged[:NAMED]) + ", ..." * (len(damaged) > NAMED)
+        print(f"{folder}: {len(damaged)} damaged images are left out: {shown}", file=sys.stderr)
+
+
+def read_any(folder: Path, shape: Shape) -> tuple[list[Path], Tensor]:
+    """All images in a folder, with or without folders for classes: the paths in it, and uint8 (n, *shape).
+
+    Damaged images are left out and named on stderr. Raises ValueError for a folder without images.
+    """
+    files = image_files(folder, folder)
+    found = read_images(files, shape)
+    report_damaged(folder, [path for path, image in zip(files, found, strict=True) if image is None])
+    kept = [(path.relative_to(folder), image) for path, image in zip(files, found, strict=True) if image is not None]
+    if not kept:
+        raise ValueError("found no image, expected one or more")
+    return [path for path, _ in kept], torch.stack([image for _, image in kept])
+
+
+def read_folder(folder: Path, shape: Shape, test_fraction: float, seed: int) -> list[Labelled]:
+    """Training and test part of a folder, as of `load`."""
     names = class_names(folder)
     if not (folder / "train").is_dir():
         from sklearn.model_selection import train_test_split
 
-        (images, labels), damaged = read_part(folder, names, shape, folder)
-        every = np.arange(len(labels))
-        train, test = train_test_split(every, test_size=test_fraction, random_state=seed, stratify=labels)
-        parts = [(images[np.sort(index)], labels[np.sort(index)]) for index in (train, test)]
+        whole, damaged = read_part(folder, names, shape, folder)
+        every = np.arange(len(whole.labels))
+        index = train_test_split(every, test_size=test_fraction, random_state=seed, stratify=whole.labels)
+        parts = [whole.at(np.sort(part)) for part in index]
     else:
         part, damaged = read_part(folder / "train", names, shape, folder)
-        parts = [part, (part[0][:0], part[1][:0])]
+        parts = [part, part.at(np.arange(0))]
         if (folder / "test").is_dir():
             if (found := class_names(folder / "test")) != names:
                 raise ValueError(f"{folder / 'test'}: found the classes {found}, expected those of train: {names}")
             parts[1], more = read_part(folder / "test", names, shape, folder)
             damaged += more
-    if damaged:
-        shown = ", ".join(str(path.relative_to(folder)) for path in damaged[:NAMED]) + ", ..." * (len(damaged) > NAMED)
-        print(f"{folder}: {len(damaged)} damaged images are left out: {shown}", file=sys.stderr)
+    report_damaged(folder, damaged)
     return parts
 
 
@@ -132,7 +169,8 @@ def load(path: Path, shape: Shape | None, test_fraction: float, seed: int) -> li
     named on stderr. Raises OSError and ValueError.
     """
     if path.suffix != ".npz":
-        parts, found = read_folder(path, shape, test_fraction, seed), "its images"
+        parts = [(part.images, part.labels) for part in read_folder(path, shape, test_fraction, seed)]
+        found = "its images"
     else:
         parts = npz.load(path)
         own = parts[0][0].shape[1:]

@@ -183,3 +183,17 @@ def plot_kl(rows: list[dict[str, float | str]]) -> plt.Figure:
     axis.grid(alpha=0.3)
     axis.legend()
     return figure
+
+
+def plot_images(rows: dict[str, tuple[torch.Tensor, list[str]]]) -> plt.Figure:
+    """Rows of images (n, 1 or 3, h, w) in uint8 by title, each image below its caption."""
+    columns = max(len(images) for images, _ in rows.values())
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.4 * columns, 1.9 * len(rows) + 0.2), squeeze=False)
+    for line, (title, (images, captions)) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.axis("off")
+        line[0].text(0, 1.45, title, transform=line[0].transAxes, fontweight="bold")
+        for axis, image, caption in zip(line, images, captions, strict=False):
+            axis.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
+            axis.set_title(caption, fontsize=7)
+    return figure

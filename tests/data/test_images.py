@@ -68,8 +68,8 @@ def test_crop_and_resize(tmp_path):
         (tmp_path / name).mkdir()
         ramp = np.broadcast_to(np.arange(0, 252, 1.5).astype(np.uint8), (84, 168))
         Image.fromarray(ramp.copy()).save(tmp_path / name / "x.png")
-    (train, _), _ = images.read_part(tmp_path, ["a", "b"], GREY, tmp_path)
-    pixels = train[0, 0].astype(float)
+    part, _ = images.read_part(tmp_path, ["a", "b"], GREY, tmp_path)
+    pixels = part.images[0, 0].astype(float)
     expected = np.arange(0, 252, 1.5)[42:126].reshape(28, 3).mean(1)
     assert np.abs(pixels[:, 1:-1] - expected[1:-1]).max() <= 1.5 and (np.ptp(pixels, 0) == 0).all()
 

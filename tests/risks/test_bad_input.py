@@ -18,7 +18,13 @@ COMMANDS = (
     *("sweeps.__main__", "sweeps.collect", "sweeps.pipeline"),
     *("experiments.compare_kernels", "experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
     *("experiments.plot_kernels", "sweeps.rank_vaes", "experiments.vae_stats"),
-    *("experiments.classification", "experiments.convergence", "experiments.feature_extraction", IMAGE_VAE),
+    *(
+        "experiments.classification",
+        "experiments.convergence",
+        "experiments.feature_extraction",
+        IMAGE_VAE,
+        "experiments.predict",
+    ),
     *("data.prepare_mnist", "data.prepare_not_mnist"),
     *("benchmarks.__main__", "benchmarks.growth", "benchmarks.subsampled", "benchmarks.sweep"),
     "benchmarks.time_to_accuracy",
@@ -45,12 +51,12 @@ def single_options():
 
 @pytest.mark.parametrize("name, option, value", list(single_options()))
 def test_a_value_that_an_option_does_not_take(refusal, name, option, value):
-    needed = [a for a in ALL_PARSERS[name]._actions if a.required and a.option_strings[0] != option]
+    needed = [a for a in ALL_PARSERS[name]._actions if a.required and option not in a.option_strings]
     counts = [a.nargs if isinstance(a.nargs, int) else 1 for a in needed]
     required = [
         word
         for a, n in zip(needed, counts, strict=True)
-        for word in (a.option_strings[0], *[(a.choices or "x")[0]] * n)
+        for word in (*a.option_strings[:1], *[(a.choices or "x")[0]] * n)
     ]
     err = refusal(name, [*required, f"{option}={value}"])
     assert option in err and value in err and ("expected" in err or "choose" in err or "invalid" in err)

@@ -1,0 +1,145 @@
+"""Predict images with the network of a run: classes, probabilities, and how uncertain they are.
+
+    python -m experiments.predict RUN_DIR DATA [--out predictions.csv] [--export model.pt2]
+
+DATA is a folder of images, with or without a folder for each class, or the name of a data set or an npz file, whose
+test images are predicted. A folder with test/ stands for that part, and the folder that the run learnt from for its
+test images. A Bayesian network averages `--samples` draws of its weights. The table has a row per image: the class, the
+mean probabilities, and in nats the entropy of the prediction with its two parts: aleatoric, of noise in the images, and
+mutual information, which more labels would reduce. The picture, `<out>.png`, shows the surest images, the least sure
+ones, and the wrong ones where labels are known; accuracy, NLL, ECE and Brier score are then printed. The images with
+the largest mutual information are named: label those next.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.configs import DATA_SETS, MODELS
+from runs.errors import UserError, one_line_errors, user_error
+from runs.log import write_csv
+from runs.options import Parser
+from runs.types import SEED, WHOLE, number_type, path_type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN = 10  # images in a row of the picture, and that are named
+
+
+def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor", "Tensor"]:
+    """Names, images (n, c, h, w) in uint8, and labels (n,), -1 where unknown. Raises UserError."""
+    import torch
+
+    import utils
+    from data.images import read_any, read_folder
+
+    shape, classes = MODELS[params["model"]].image_shape, params["classes"]
+    if data in DATA_SETS or data.endswith(".npz"):
+        _, test = utils.load_data(data, shape)
+        if not len(test.labels) or tuple(test.images.shape[1:]) != shape or test.labels.max() >= len(classes):
+            found = f"{tuple(test.images.shape)} and labels up to {max([-1, *test.labels.tolist()])}"
+            raise UserError(f"DATA {data}: found test images {found}, expected (n, *{shape}) of {len(classes)} classes")
+        return [str(i) for i in range(len(test.labels))], *test
+    folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
+    with user_error(f"DATA {folder}:"):
+        if os.path.abspath(folder) == params["data"]:  # also those that the run has learnt from
+            fraction = params.get("test_fraction") or utils.TEST_SHARE
+            _, test = read_folder(folder, shape, fraction, params["data_split_seed"])
+            names = [os.path.relpath(file, folder) for file in test.files]
+            return names, torch.from_numpy(test.images), torch.from_numpy(test.labels)
+        files, images = read_any(folder, shape)
+    numbers = {name: i for i, name in enumerate(classes)}
+    labels = [numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files]
+    return [str(path) for path in files], images, torch.tensor(labels)
+
+
+def export(net: Any, shape: Sequence[int], path: Path) -> None:
+    """Write the mean network, from images (n, *shape) in [0, 1] to logits, by `torch.export`. Raises UserError."""
+    import torch
+
+    from models.bayes import set_mode
+    from runs.files import atomic_write
+
+    set_mode(net, "det")
+    x = torch.rand(2, *shape)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    with atomic_write(path) as file:
+        torch.export.save(program, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about tensors that are not on a CPU
+        found, expected = torch.export.load(path).module()(x), net(x)
+    if not torch.allclose(found, expected, atol=1e-5):
+        raise UserError(
+            f"--export {path}: its logits differ by {(found - expected).abs().max():g}, expected the network's"
+        )
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("run", type=path_type, metavar="RUN_DIR", help="run directory of train-net.py or train-bnn.py")
+    add("data", metavar="DATA", help=f"folder of images, npz file, or one of {', '.join(DATA_SETS)}")
+    add("--out", type=Path, default=Path("predictions.csv"), help="the table; the picture has its name and .png")
+    add("--samples", type=number_type(int, 0), default=30, help="draws of the weights; 0: the mean network")
+    add("--seed", type=SEED, default=0, help="seed of the draws")
+    add("--test_bs", type=WHOLE, default=500, help="images per batch; at most 100 on a CPU")
+    add("--export", type=Path, metavar="PT2", help="also write the mean network by torch.export")
+    args = parser.parse_args(argv)
+    # After the arguments, so that a mistake in them is answered at once.
+    import tabulate
+
+    import utils
+    from models.bayes import bayesian_layers
+    from models.metrics import ensemble_log_probs, scores, uncertainty
+    from runs.device import choose_device
+
+    device = choose_device("auto")
+    net, params = utils.load_network(args.run, device)
+    classes = params["classes"]
+    names, images, labels = read_inputs(args.data, params)
+    bayesian = bool(args.samples and bayesian_layers(net))
+    data = utils.DataSet(images.to(device), labels.to(device))
+    settings = ("weights", args.samples) if bayesian else ("det", 1)
+    log_p = utils.predict_log_probs(net, data, *settings, args.test_bs, seed=args.seed).cpu()
+    mean, parts = ensemble_log_probs(log_p), uncertainty(log_p)
+    predicted = mean.argmax(1)
+    rows = []
+    for i, name in enumerate(names):
+        label = {"label": classes[labels[i]] if labels[i] >= 0 else ""}
+        probabilities = {f"p_{c}": p for c, p in zip(classes, mean[i].exp().tolist(), strict=True)}
+        own = {part: values[i].item() for part, values in parts.items()}
+        rows.append({"image": name, **label, "class": classes[predicted[i]], **own, **probabilities})
+    write_csv(args.out, rows)
+
+    order = parts["entropy"].argsort(stable=True)
+    shown = {"surest": order[:SHOWN], "least sure": order.flip(0)[:SHOWN]}
+    known = labels >= 0
+    wrong = [i for i in order.tolist() if known[i] and predicted[i] != labels[i]]
+    if wrong:
+        shown["wrong, surest first"] = order.new_tensor(wrong[:SHOWN])
+    from sweeps.plots import plot_images, save
+
+    captions = [
+        f"{row['class']} {mean[i].max().exp():.2f}\n{row['label'] and 'is '}{row['label']}"
+        for i, row in enumerate(rows)
+    ]
+    pictures = {title: (images[index], [captions[i] for i in index]) for title, index in shown.items()}
+    save(plot_images(pictures), args.out.with_suffix(".png"), tight=True)
+    print(f"{len(names)} images: {args.out}, {args.out.with_suffix('.png')}")
+    if known.any():
+        found = scores(mean[known], labels[known])
+        print(tabulate.tabulate([found.values()], ["accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
+    if bayesian:
+        ask = parts["mutual_information"].argsort(descending=True, stable=True)[:SHOWN]
+        print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask)}")
+    if args.export:
+        export(net.cpu(), MODELS[params["model"]].image_shape, args.export)
+        print(f"mean network: {args.export}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Predictions of a run on folders, files and data sets: tables, scores, uncertainties, pictures and the export."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+import utils
+from experiments import predict
+from models.bayes import set_mode
+from models.metrics import ensemble_log_probs, scores, uncertainty
+from tests.conftest import network_argv
+from tests.data.test_images import COLORS, folder  # noqa: F401
+
+
+@pytest.fixture
+def run(folder, script, sandbox, vae_folder, capsys):  # noqa: F811
+    """A Bayesian network with a noisy posterior that has learnt from the folder of colors."""
+    argv = ["--data", str(folder), "--hid_dim", "2", "3", "--epochs", "2", "--bs", "8", "--ens", "2", "--prior", "vae"]
+    argv += [
+        "--vae_list",
+        vae_folder(7),
+        vae_folder(5),
+        "--logvarinit",
+        "-2",
+        "--classifier_prior",
+        "sn",
+        "--device",
+        "cpu",
+    ]
+    root = script("train-bnn.py").main(argv).root
+    capsys.readouterr()
+    return root
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_folder_that_a_run_learnt_from(run, folder, tmp_path, capsys):  # noqa: F811
+    """Its test images are predicted, by the same draws of the weights as in Python."""
+    predict.main([str(run), str(folder), "--out", str(tmp_path / "p.csv"), "--samples", "5"])
+    out, rows = capsys.readouterr().out, table(tmp_path / "p.csv")
+    net, params = utils.load_network(run)
+    _, test = utils.load_run_data(params)
+    log_p = utils.predict_log_probs(net, test, "weights", 5, 500)
+    p = ensemble_log_probs(log_p).exp().numpy()
+    assert list(rows[0]) == [
+        "image",
+        "label",
+        "class",
+        "entropy",
+        "aleatoric",
+        "mutual_information",
+        *(f"p_{c}" for c in COLORS),
+    ]
+    assert [row["label"] for row in rows] == [list(COLORS)[i] for i in test.labels]
+    assert all((folder / row["image"]).is_file() and row["image"].startswith(row["label"]) for row in rows)
+    found = np.array([[float(row[f"p_{c}"]) for c in COLORS] for row in rows])
+    np.testing.assert_allclose(found, p, atol=1e-6)
+    assert [row["class"] for row in rows] == [list(COLORS)[i] for i in p.argmax(1)]
+    entropy = [stats.entropy(row) for row in p]
+    aleatoric = np.mean([[stats.entropy(row) for row in draw.exp().numpy()] for draw in log_p], 0)
+    for name, values in (("entropy", entropy), ("aleatoric", aleatoric), ("mutual_information", entropy - aleatoric)):
+        np.testing.assert_allclose([float(row[name]) for row in rows], values, atol=1e-5)
+    printed = [float(x) for x in out.splitlines()[3].split()]
+    assert printed == pytest.approx(list(scores(torch.from_numpy(p).log(), test.labels).values()), abs=1e-4)
+    order = np.argsort([-float(row["mutual_information"]) for row in rows], kind="stable")
+    assert f"to label next: {', '.join(rows[i]['image'] for i in order)}" in out
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unlabelled_images(run, tmp_path, capsys):
+    (tmp_path / "new" / "red").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "red/c.png"):
+        Image.new("RGB", (50, 40), "red").save(tmp_path / "new" / name)
+    (tmp_path / "new" / "broken.png").write_bytes(b"x")
+    predict.main([str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p.csv"), "--samples", "0"])
+    out, err = capsys.readouterr()
+    rows = table(tmp_path / "p.csv")
+    assert [(row["image"], row["label"]) for row in rows] == [("a.jpg", ""), ("b.png", ""), ("red/c.png", "red")]
+    assert "1 damaged images are left out: broken.png" in err and "accuracy" in out
+    assert all(float(row["mutual_information"]) == 0 for row in rows) and "label next" not in out
+    assert rows[1]["p_red"] == rows[2]["p_red"]
+
+
+def test_a_data_set(small_inputs, script, tmp_path, capsys):
+    """A deterministic network on the test images of a data set: the scores of its log."""
+    run = script("train-net.py").main(network_argv(small_inputs, "fconv", "vanilla", "xavier"))
+    capsys.readouterr()
+    predict.main([str(run.root), "not-mnist", "--out", str(tmp_path / "p.csv")])
+    accuracy, nll, *_ = (float(x) for x in re.search(r"-\n *(\d.*)", capsys.readouterr().out)[1].split())
+    assert [accuracy, nll] == pytest.approx([run.rows[-1]["test_acc"], run.rows[-1]["test_nll"]], abs=1e-4)
+    assert [row["image"] for row in table(tmp_path / "p.csv")] == [str(i) for i in range(10)]
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor")
+@pytest.mark.parametrize("model, net_cfg", [("fconv", "bayes"), ("cifarnet", "vanilla")])
+def test_the_export(model, net_cfg, small_inputs, script, tmp_path, capsys):
+    """The exported network gives the mean network's logits for another number of images."""
+    name = "train-bnn.py" if net_cfg == "bayes" else "train-net.py"
+    root = script(name).main(network_argv(small_inputs, model, net_cfg, "vae")).root
+    data = "not-mnist" if model == "fconv" else "svhn"
+    predict.main(
+        [str(root), data, "--out", str(tmp_path / "p.csv"), "--export", str(tmp_path / "m.pt2"), "--samples", "2"]
+    )
+    net, _ = utils.load_network(root)
+    set_mode(net, "det")
+    x = utils.load_data(data)[1].batch(torch.arange(7))[0]
+    torch.testing.assert_close(torch.export.load(tmp_path / "m.pt2").module()(x), net(x))
+
+
+def test_uncertainty_of_known_distributions():
+    """Samples that agree on a coin have noise alone; samples that are sure of different sides have none."""
+    coin, sides = torch.full((4, 1, 2), 0.5).log(), torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).log()
+    for log_p, expected in ((coin, (np.log(2), np.log(2), 0)), (sides, (np.log(2), 0, np.log(2)))):
+        assert [value.item() for value in uncertainty(log_p).values()] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ("nothing", "DATA nothing: found no image"),
+        ("svhn", "DATA svhn: found test images (10, 3, 32, 32)"),
+        ("x.npz", "--data x.npz:"),
+    ],
+)
+def test_mistakes(data, message, small_inputs, script, tmp_path, monkeypatch, capsys):
+    root = script("train-net.py").main(network_argv(small_inputs, "fconv", "vanilla", "xavier")).root
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(root), data])
+    err = capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and message in err
+        and len(err.splitlines()) == 1
+        and not (tmp_path / "predictions.csv").exists()
+    )
