@@ -23,7 +23,7 @@ COMMANDS = (
         "experiments.convergence",
         "experiments.feature_extraction",
         IMAGE_VAE,
-        "experiments.predict",
+        *("experiments.diagnose", "experiments.predict"),
     ),
     *("data.prepare_mnist", "data.prepare_not_mnist"),
     *("benchmarks.__main__", "benchmarks.growth", "benchmarks.subsampled", "benchmarks.sweep"),

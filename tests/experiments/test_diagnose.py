@@ -1,0 +1,76 @@
+"""The page about one run: the bound against numeric integration, the KL's terms, and what it is made of."""
+
+import re
+
+import pytest
+import torch
+from scipy import integrate
+
+from experiments import diagnose
+from models.bayes import BayesConv2d, bayesian_layers, kl
+from models.build import build_vae
+from models.priors import DeepWeightPrior
+from tests.conftest import network_argv
+from tests.sweeps.test_page import elements_of
+
+
+def log_density(vae, w):
+    """log p(w) of one kernel under a VAE with one latent dimension, by quadrature in float64."""
+
+    def joint(z):
+        code = torch.tensor([[[[z]]]], dtype=torch.float64)
+        mean, variance = vae.decode(code)
+        log_p = torch.distributions.Normal(mean, variance.sqrt()).log_prob(w).sum()
+        return (log_p + torch.distributions.Normal(0.0, 1.0).log_prob(code).sum() + 10).exp().item()
+
+    return torch.tensor(integrate.quad(joint, -8, 8, limit=200)[0]).log() - 10
+
+
+def test_the_bounds():
+    """The importance-weighted KL is that of the density by quadrature; KL_aux is above it by the gap."""
+    torch.manual_seed(0)
+    vae = build_vae(3, 1, 3).double()
+    layer = BayesConv2d(2, 3, 3, log_variance=-2.0).double()
+    layer.prior = DeepWeightPrior(vae)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found = diagnose.bound_gap(layer, 6, 2000)
+        torch.manual_seed(1)
+        order = torch.randperm(6)
+        mean = layer.mean.weight.flatten(0, 1).unsqueeze(1)[order]
+        w = mean + torch.tensor(-1.0).exp() * torch.randn_like(mean)
+        expected = -torch.stack([log_density(vae, one) for one in w.split(1)]).mean().item()
+    entropy = 9 * 0.5 * (-2.0 + torch.log(torch.tensor(2 * torch.pi)).item() + 1)
+    assert found["KL by 2000 codes"] == pytest.approx(expected - entropy, abs=0.02)
+    assert found["gap"] > 3 * found["error of the gap"] > 0
+    assert found["gap"] == pytest.approx(found["KL_aux per kernel"] - found["KL by 2000 codes"])
+    assert layer.prior.z_samples == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--reverse", "train", "--classifier_prior", "sn"], ["--prior", "no"]])
+def test_the_page(options, small_inputs, script, tmp_path, capsys):
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", "vae", "--ens", "2", *options]
+    root = script("train-bnn.py").main(argv).root
+    out = tmp_path / "d.html"
+    diagnose.main([str(root), "--out", str(out), "--samples", "20", "--kernels", "3"])
+    elements = elements_of(out.read_text())
+    tags = [tag for tag, _ in elements.tags]
+    sampled = "no" not in options
+    assert tags.count("svg") == 1 and tags.count("img") == 2 and tags.count("table") == 1 + sampled
+    net = diagnose.load_with_priors(str(root))
+    for name, layer in net.named_modules():
+        assert (name in elements.text) or layer not in bayesian_layers(net)
+    rows = diagnose.layer_rows(net, 3)
+    assert len(rows) == len(bayesian_layers(net)) and all(
+        row["KL"] == row["- entropy"] + row["cross entropy"] for row in rows
+    )
+    if sampled:
+        assert sum(row["KL"] for row in rows) == pytest.approx(kl(net).item(), rel=0.2)
+    assert re.search(r"page: .*d\.html", capsys.readouterr().out)
+
+
+def test_another_run(small_inputs, script, capsys):
+    root = script("train-net.py").main(network_argv(small_inputs, "fconv", "vanilla", "xavier")).root
+    with pytest.raises(SystemExit) as stop:
+        diagnose.main([str(root)])
+    assert stop.value.code == 2 and "found no Bayesian network" in capsys.readouterr().err
