@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from models.bayes import BayesLayer
     from models.priors import DeepWeightPrior
-    from sweeps.page import HEAD, element, html_table, kernels_section, plot_curves, svg_element
+    from sweeps.page import FOOT, HEAD, element, html_table, kernels_section, plot_curves, svg_element
     from sweeps.tables import read_runs
 
     net = load_with_priors(args.run)
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Nats per kernel, means over at most {args.kernels} kernels. The smaller the gap, the tighter the bound."
         )
         parts += [element("h2", "The bound of the KL"), element("p", note), html_table(pd.DataFrame(gaps))]
-    parts += [kernels_section({SCRIPT: record}), "</body></html>\n"]
+    parts += [kernels_section({SCRIPT: record}), FOOT]
     with atomic_write(args.out) as file:
         file.write("".join(parts).encode())
     print(f"page: {args.out}")

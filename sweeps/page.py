@@ -1,12 +1,15 @@
 """The page of `sweeps.collect`: learning curves, tables, and kernels before and after training, in one HTML file.
 
 Names, arguments and columns come from files that others may have written. So every text passes through `html.escape`,
-and a content security policy in the page's head forbids the browser to run scripts or to load anything.
+and a content security policy in the page's head forbids the browser to load anything, and to run any script but the one
+that sorts tables, by its hash.
 """
 
 import base64
+import hashlib
 import html
 import io
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -16,7 +19,7 @@ from torch import Tensor
 import utils
 from runs.checkpoint import load_state
 from runs.errors import UserError
-from sweeps.plots import plot_before_after
+from sweeps.plots import Curve, plot_before_after, plot_panels
 from sweeps.tables import Record, reported, summary
 
 NO_CURVE = ("t", "lr", "sec")  # columns of a log without a panel
@@ -24,19 +27,54 @@ PANELS = 3  # in a row
 MAX_LEGEND = 12  # curves; a figure with more has no legend
 MAX_NAME = 60  # characters of a name in a figure
 MAX_LAYERS = 8  # of a network, whose kernels are shown
-HEAD = """<!DOCTYPE html>
+# The columns of logs that the first table and the figures have, by what they are.
+HEADLINES = {
+    "accuracy": r"test_acc|draws/acc",
+    "accuracy, ensemble": r"ens\[\d+\]_test_acc",
+    "accuracy, mean network": "det_test_acc",
+    "NLL": "test_nll",
+    "NLL, draws of the weights": "draws/nll",
+    "ECE": r"test/ece|draws/ece",
+    "ELBO": "test_elbo",
+}
+# A click on a header sorts the rows of its table by that column, a second click in the other order.
+SORT = """
+for (const table of document.querySelectorAll("table")) {
+  const headers = table.querySelectorAll("thead th");
+  headers.forEach((header, column) => header.addEventListener("click", () => {
+    const up = header.getAttribute("aria-sort") !== "ascending";
+    headers.forEach(other => other.removeAttribute("aria-sort"));
+    header.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = row => row.children[column].textContent;
+    const order = (a, b) => {
+      const [x, y] = [parseFloat(key(a)), parseFloat(key(b))];
+      return isNaN(x) || isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
+    };
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)));
+  }));
+}
+"""
+SCRIPT_HASH = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
+POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'"
+HEAD = (
+    f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Runs</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+"""
+    + """<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em; color: #222 }
 div { overflow-x: auto } svg, img { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: 2px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
-th { border-color: #888 }
+th { border-color: #888; cursor: pointer }
+th[aria-sort=ascending]::after { content: " ▴" } th[aria-sort=descending]::after { content: " ▾" }
 </style></head><body>
 """
-NOTE = """The tables have the last value of each column of a log and, of some columns, the best one. The best value of a
-test column was chosen on the test set: it must not be used to select runs or epochs."""
+)
+FOOT = f"<script>{SORT}</script></body></html>\n"
+NOTE = """The last values of the logs: mean ± standard deviation (n - 1) over the finished runs of a group, and their
+number. A click on a header sorts a table. groups.csv and runs.csv have every column of the logs."""
 
 
 def element(tag: str, words: str) -> str:
@@ -73,7 +111,7 @@ def plot_curves(curves: dict[str, list[Record]]) -> plt.Figure:
     for axis, column in zip(axes.flat, columns, strict=False):
         for i, (name, log) in enumerate(logs.items()):
             values = log.reindex(columns=["t", column]).dropna().groupby("t")[column].agg(list)
-            t, points = values.index, pd.DataFrame(map(summary, values), columns=["mean", "low", "high"])
+            t, points = values.index, pd.DataFrame(map(summary, values), columns=["mean", "low", "high"], dtype=float)
             style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
             style |= {"linewidth": 1.2, "marker": "o" if len(t) < 20 else "", "markersize": 3}
             # A legend has no entry for a label that starts with an underscore.
@@ -130,19 +168,73 @@ def kernels_section(named: dict[str, Record]) -> str:
     return "".join([head, *parts]) if parts else ""
 
 
+def headlines(members: list[Record]) -> dict[str, list[float]]:
+    """The last values of the runs' logs by name in `HEADLINES`, where all runs of the group have such a column."""
+    found = {}
+    for name, pattern in HEADLINES.items():
+        values = [[v for column, v in record.rows[-1].items() if re.fullmatch(pattern, column)] for record in members]
+        if all(values):
+            found[name] = [own[0] for own in values]
+    return found
+
+
+def compact_table(groups: dict[tuple, list[Record]], by: Sequence[str]) -> pd.DataFrame:
+    """A row for each group of one script's runs: the values of `by`, and each headline as mean ± std (n)."""
+    rows = []
+    for key, members in groups.items():
+        row: dict[str, object] = dict(zip(by, key[1:], strict=True))
+        for name, values in headlines(members).items():
+            found = summary(values)
+            row[name] = (
+                f"{found['mean']:.4g}" + (f" ± {found['std']:.2g}" if found["n"] > 1 else "") + f" ({found['n']})"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def plot_groups(groups: dict[tuple, list[Record]], by: Sequence[str]) -> plt.Figure | None:
+    """A panel per headline, at most `PANELS`, of one script's groups: means and standard deviations.
+
+    The x-axis has the first argument of `by` whose values are numbers and differ, or else the first of all; the other
+    arguments have a line for each of their values. None where `by` is empty or there is one group.
+    """
+    if not by or len(groups) < 2:
+        return None
+    columns = [[key[1 + i] for key in groups] for i in range(len(by))]
+    numbers = [i for i, c in enumerate(columns) if len(set(c)) > 1 and all(isinstance(v, int | float) for v in c)]
+    place = numbers[0] if numbers else 0
+    lines: dict[tuple, list[tuple]] = {}
+    for key in sorted(groups, key=lambda key: key[1 + place]) if numbers else groups:
+        lines.setdefault((*key[1 : 1 + place], *key[2 + place :]), []).append(key)
+    others = [name for i, name in enumerate(by) if i != place]
+    panels: dict[str, list[Curve]] = {}
+    for line, keys in lines.items():
+        label = figure_text(", ".join(f"{n} {value}" for n, value in zip(others, line, strict=True)) or "runs")
+        found = {key: headlines(groups[key]) for key in keys}
+        for name in HEADLINES:
+            own = [(key[1 + place], summary(found[key][name])) for key in keys if name in found[key]]
+            if own and (name in panels or len(panels) < PANELS):
+                x = [value if numbers else figure_text(str(value)) for value, _ in own]
+                spread = [0.0 if point["n"] == 1 else point["std"] for _, point in own]
+                panels.setdefault(name, []).append(Curve(label, x, [point["mean"] for _, point in own], spread))
+    return plot_panels(panels, figure_text(by[place])) if panels else None
+
+
 def page_html(
     records: list[Record], groups: dict[tuple, list[Record]], by: Sequence[str], tables: dict[str, pd.DataFrame]
 ) -> str:
-    """The page as HTML: of all runs, of the finished ones in groups by the arguments `by`, and of the two tables."""
+    """The page as HTML: of all runs, of the finished ones in groups by the arguments `by`, and of the table of runs."""
 
     def group_name(key: tuple) -> str:
         return ", ".join(f"{argument} {value}" for argument, value in zip(by, key[1:], strict=True)) or key[0]
 
     parts = [HEAD, element("h1", f"{len(records)} runs"), element("p", NOTE)]
-    if len(tables["groups"]):
-        shown = tables["groups"][tables["groups"]["metric"].str.match("last_|best_.*test")]
-        note = "std: divisor n - 1; low, high: 95% interval."
-        parts += [element("h2", "Groups of finished runs"), element("p", note), html_table(shown)]
+    for script in dict.fromkeys(key[0] for key in groups):
+        own = {key: members for key, members in groups.items() if key[0] == script}
+        figure, table = plot_groups(own, by), compact_table(own, by)
+        parts.append(element("h2", f"{script}: {sum(map(len, own.values()))} finished runs"))
+        parts += [svg_element(figure)] if figure else []
+        parts += [html_table(table)] if table.size else []
     for script in dict.fromkeys(record.script for record in records):
         own = [record for record in records if record.script == script]
         parts += [element("h2", script), element("h3", "Learning curves")]
@@ -155,10 +247,13 @@ def page_html(
         table = tables["runs"][[record.script == script for record in records]].dropna(axis=1, how="all")
         arguments = [name for name in table if name in own[0].arguments]
         constant = [name for name in arguments if len(own) > 1 and table[name].nunique(dropna=False) == 1]
-        parts += [element("h3", "Runs"), html_table(table.drop(columns=[*constant, "script"]))]
+        last = [f"last_{name}" for name in own[0].rows[-1] if any(re.fullmatch(p, name) for p in HEADLINES.values())]
+        varied = [name for name in arguments if name not in constant]
+        shown = [name for name in ("run", "state", *varied, *last) if name in table]
+        parts += [element("h3", "Runs"), html_table(table[shown])]
         if constant:
             same = ", ".join(f"{name} {table[name].iloc[0]}" for name in constant if str(table[name].iloc[0]))
             parts.append(element("p", f"Equal in all runs: {same}."))
     names = {key: f"{key[0]}, {group_name(key)}" if by else key[0] for key in groups if key[0] != "train-vae.py"}
     firsts = {name: groups[key][0] for key, name in names.items()}
-    return "".join([*parts, kernels_section(firsts), "</body></html>\n"])
+    return "".join([*parts, kernels_section(firsts), FOOT])

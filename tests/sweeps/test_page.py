@@ -2,8 +2,10 @@
 
 import base64
 import csv
+import hashlib
 import io
 import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -13,8 +15,8 @@ from PIL import Image
 from models.build import build_network, init_network
 from runs.device import seed_all
 from sweeps import collect
-from sweeps.page import kernels_before_after
-from sweeps.tables import printable, read_runs
+from sweeps.page import SORT, compact_table, kernels_before_after, plot_groups
+from sweeps.tables import group_runs, printable, read_runs
 from tests.conftest import SMALL
 
 HOSTILE = "</td><script>alert(1)</script>$\\frac{$-->\x1b[31m\n'\"&<b>"
@@ -25,19 +27,24 @@ class Elements(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags, self.text, self.scripts = [], "", []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.text += data
+        if self.tags and self.tags[-1][0] == "script":
+            self.scripts.append(data)
+            self.tags.pop()
+        else:
+            self.text += data
 
 
 def elements_of(page):
-    """The elements of a page that runs no script and loads nothing."""
+    """The elements of a page that loads nothing, and whose one script is that of the project, by its hash."""
     elements = Elements(page)
+    assert elements.scripts == [SORT]
     assert not {tag for tag, _ in elements.tags} & {"script", "b", "link", "iframe", "object", "foreignobject"}
     for _, attributes in elements.tags:
         assert not any(name.startswith("on") for name in attributes)
@@ -45,7 +52,8 @@ def elements_of(page):
             assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
     assert "url(" not in page.replace("url(#", "")
     policy = next(a["content"] for tag, a in elements.tags if tag == "meta" and "content" in a)
-    assert policy.startswith("default-src 'none'")
+    digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and policy.endswith(f"; script-src 'sha256-{digest}'")
     return elements
 
 
@@ -75,6 +83,14 @@ def test_a_page_of_zeros(write_run, sandbox):
     assert "train-net.py" in elements_of((sandbox / "out" / "page.html").read_text()).text
 
 
+def test_groups_with_different_columns(write_run, sandbox):
+    """A column that one group's logs lack has curves of the others."""
+    for number, more in enumerate(({"features.conv1/dev_to_prior": 0.5}, {}), 1):
+        write_run("train-bnn.py", number, [{"t": t, "test_nll": 1.0, **more} for t in (1, 2)], prior=f"p{number}")
+    collect.main(["--html", "--by", "prior", "--out", str(sandbox / "out")])
+    assert "p2" in elements_of((sandbox / "out" / "page.html").read_text()).text
+
+
 def test_the_page_of_true_runs(script, sandbox, capsys):
     argv = [*SMALL, "--lr", "0.01"]
     nets = [script("train-net.py").main([*argv, "--seed", str(seed)]).root for seed in (1, 2)]
@@ -84,7 +100,8 @@ def test_the_page_of_true_runs(script, sandbox, capsys):
     assert "model.torch" in capsys.readouterr().err
     elements = elements_of((sandbox / "out" / "page.html").read_text())
     tags = [tag for tag, _ in elements.tags]
-    assert tags.count("svg") == 2 and tags.count("img") == 4  # two scripts; two convs of two networks
+    # The learning curves of two scripts and the groups of one; two convs of two networks.
+    assert tags.count("svg") == 3 and tags.count("img") == 4
     pictures = [
         Image.open(io.BytesIO(base64.b64decode(a["src"].split(",")[1]))) for t, a in elements.tags if t == "img"
     ]
@@ -124,3 +141,76 @@ def test_kernels_of_another_network(script, sandbox, capsys):
     collect.main([str(first), "--html"])
     assert "of different networks" in capsys.readouterr().err
     assert "<img" not in (first / "collected" / "page.html").read_text()
+
+
+@pytest.fixture
+def groups(write_run, sandbox):
+    """Groups of runs with three numbers of images and two priors, two runs each; one run has another metric too."""
+    for i, (n, prior) in enumerate((n, prior) for n in (100, 50, 200) for prior in ("sn", "vae") for _ in range(2)):
+        more = {"test_nll": 1.0} if n > 50 else {}
+        log = [{"t": 1, "test_acc": 0.0, **more}, {"t": 2, "test_acc": n / 1000 + i / 100, **more}]
+        write_run("train-net.py", i + 1, log, num_examples=n, prior_list=[prior, prior])
+    return group_runs(read_runs([sandbox / "logs"]), ["num_examples", "prior_list"])
+
+
+def test_the_compact_table(groups):
+    table = compact_table(groups, ["num_examples", "prior_list"])
+    assert list(table) == ["num_examples", "prior_list", "accuracy", "NLL"] and len(table) == 6
+    first = table.iloc[0]
+    assert (first["num_examples"], first["accuracy"], first["NLL"]) == (100, "0.105 ± 0.0071 (2)", "1 ± 0 (2)")
+    assert table[table["num_examples"] == 50]["NLL"].isna().all()
+
+
+def test_the_figure_of_groups(groups):
+    """A line per prior over the number of images in order, with the means and standard deviations of the groups."""
+    by = ["prior_list", "num_examples"]
+    axis, other = plot_groups({(key[0], key[2], key[1]): own for key, own in groups.items()}, by).axes
+    assert axis.get_xlabel() == "num_examples" and (axis.get_ylabel(), other.get_ylabel()) == ("accuracy", "NLL")
+    lines = {bar.get_label(): bar for bar in axis.containers}
+    assert set(lines) == {"prior_list sn sn", "prior_list vae vae"}
+    line, _, (bars,) = lines["prior_list sn sn"]
+    assert list(line.get_xdata()) == [50, 100, 200]
+    assert list(line.get_ydata()) == pytest.approx([0.05 + 0.045, 0.1 + 0.005, 0.2 + 0.085])
+    low, high = bars.get_segments()[0]
+    assert high[1] - low[1] == pytest.approx(2 * 0.01 / 2**0.5)
+    assert plot_groups(groups, []) is None
+
+
+def test_a_browser_reports_no_error(groups, sandbox):
+    """Chromium runs the script of the page, and its console has no message: nothing is refused by the policy."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("chromium is not installed, which shows the page")
+    collect.main(["--html", "--by", "num_examples", "prior_list", "--out", str(sandbox / "out")])
+    page = sandbox / "out" / "page.html"
+    hostile = sandbox / "out" / "hostile.html"
+    hostile.write_text(page.read_text().replace("</h1>", "</h1><script>console.log(7)</script><img src=x>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    options.append(f"--user-data-dir={sandbox / 'profile'}")
+    for file, refused in ((page, False), (hostile, True)):
+        done = subprocess.run([browser, *options, f"file://{file}"], capture_output=True, text=True)
+        assert "vae vae" in done.stdout and ("CONSOLE" in done.stderr) == refused, done.stderr
+        assert not refused or "violates" in done.stderr
+
+
+def test_the_script_sorts():
+    """In node, with a document of three rows: numbers by value, then in the other order; words by the alphabet."""
+    if not shutil.which("node"):
+        pytest.skip("node is not installed, which runs the script")
+    program = """
+const cell = text => ({textContent: text});
+const rows = [["b", "10 ± 1"], ["a", "9"], ["c", "-1"]].map(row => ({children: row.map(cell)}));
+const body = {rows, append(...sorted) { this.rows = sorted; }};
+const header = () => ({attributes: {}, listeners: [], addEventListener(_, f) { this.listeners.push(f); },
+  getAttribute(n) { return this.attributes[n]; }, setAttribute(n, v) { this.attributes[n] = v; },
+  removeAttribute(n) { delete this.attributes[n]; }});
+const headers = [header(), header()];
+const document = {querySelectorAll: () => [{querySelectorAll: () => headers, tBodies: [body]}]};
+SCRIPT
+const column = () => body.rows.map(row => row.children[0].textContent).join("");
+const found = [];
+for (const i of [1, 1, 0]) { headers[i].listeners[0](); found.push(column()); }
+console.log(found.join(" "), headers[0].attributes["aria-sort"], headers[1].attributes["aria-sort"]);
+"""
+    done = subprocess.run(["node", "-e", program.replace("SCRIPT", SORT)], capture_output=True, text=True)
+    assert done.stdout.split() == ["cab", "bac", "abc", "ascending", "undefined"], done.stderr
