@@ -10,40 +10,40 @@ from typing import Any
 
 from torch import nn
 
-from models.bayes import bayesianize as bayesianize_with
+import utils as _utils
+from models import bayes as _bayes
 from models.priors import DeepWeightPrior
 from models.vae import KernelVAE
 from runs.directory import ROOT
-from utils import load_vae
 
 dependencies = ["torch", "numpy", "sklearn", "yaml", "filelock", "tqdm"]
 SIZES = (7, 5, 3)  # of the kernels of the shipped VAEs
 
 
-def shipped_vae(k: int) -> KernelVAE:
-    return load_vae(ROOT / "data" / "fconv" / f"vae{k}x{k}")
+def _shipped_vae(k: int) -> KernelVAE:
+    return _utils.load_vae(ROOT / "data" / "fconv" / f"vae{k}x{k}")
 
 
 def vae7x7() -> KernelVAE:
     """The shipped VAE of 7x7 kernels, frozen."""
-    return shipped_vae(7)
+    return _shipped_vae(7)
 
 
 def vae5x5() -> KernelVAE:
     """The shipped VAE of 5x5 kernels, frozen."""
-    return shipped_vae(5)
+    return _shipped_vae(5)
 
 
 def vae3x3() -> KernelVAE:
     """The shipped VAE of 3x3 kernels, frozen."""
-    return shipped_vae(3)
+    return _shipped_vae(3)
 
 
 def deep_weight_prior(kernel_dim: int, **options: Any) -> DeepWeightPrior:
     """The deep weight prior of the shipped VAE of kernel_dim x kernel_dim kernels; `options` as of the class."""
-    return DeepWeightPrior(shipped_vae(kernel_dim), **options)
+    return DeepWeightPrior(_shipped_vae(kernel_dim), **options)
 
 
 def bayesianize(net: nn.Module, **options: Any) -> nn.Module:
     """`models.bayes.bayesianize` with the shipped VAEs of 7x7, 5x5 and 3x3 kernels; `options` as of that function."""
-    return bayesianize_with(net, {k: shipped_vae(k) for k in SIZES}, **options)
+    return _bayes.bayesianize(net, {k: _shipped_vae(k) for k in SIZES}, **options)

@@ -29,7 +29,7 @@ def parse(argv: list[str] | None = None):
         "--classifier_prior",
         choices=("none", "sn"),
         default="none",
-        help="'sn' makes the classifier's linear layers Bayesian under N(0, lamb^2)",
+        help="'sn' makes the classifier's linear layers Bayesian under N(0, classifier_lamb^2)",
     )
     add("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
     add("--classifier_lamb", type=POSITIVE, help="standard deviation of the classifier's prior; none: lamb")
@@ -55,9 +55,9 @@ def parse(argv: list[str] | None = None):
     add(
         "--lr_var",
         type=POSITIVE,
-        help="initial rate of the log variances and of w_alpha; none: lr. Adam moves a parameter by at most about the "
-        "sum of the rates of all steps: half of steps * rate while the rate falls linearly to 0, which has to exceed "
-        "the distance from logvarinit to the posterior's log variance",
+        help="initial learning rate of the log variances (of w_alpha in 'mtrunca'); none: lr. Adam moves a parameter "
+        "by at most about steps * lr_var / 2, because the rate falls to 0. This has to exceed the distance from "
+        "logvarinit to the final log variance, often 5 to 9",
     )
     options.add_run_options(parser)
     args = parser.parse_args(argv)

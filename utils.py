@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data.split import few_shot
 from models.bayes import Mode, set_mode
 from models.build import build_network, build_vae
 from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES, VAES, imported
 from models.flow import KernelFlow
 from models.network import ConvNet
 from models.vae import KernelVAE
-from runs.checkpoint import check_state, load_checked, load_state
+from runs.checkpoint import check_state, fingerprint, load_checked, load_state
 from runs.device import autocast
 from runs.directory import data_root
 from runs.errors import UserError, user_error
@@ -71,10 +72,30 @@ def load_data(
     return train, test
 
 
+def folder_split(params: Mapping[str, Any]) -> tuple[float, int]:
+    """How a run splits a folder without a test part: share of the test part, and seed."""
+    return params.get("test_fraction") or TEST_SHARE, params.get("data_split_seed", 42)
+
+
 def load_run_data(params: Mapping[str, Any]) -> tuple[DataSet, DataSet]:
     """Training and test part, as of `load_data`, for the arguments of a network script's run."""
-    shape, fraction = MODELS[params["model"]].image_shape, params.get("test_fraction") or TEST_SHARE
-    return load_data(str(params.get("data")), shape, fraction, params.get("data_split_seed", 42))
+    return load_data(str(params.get("data")), MODELS[params["model"]].image_shape, *folder_split(params))
+
+
+def load_test_data(params: Mapping[str, Any]) -> DataSet:
+    """The test images of a network script's run. Raises UserError if there are none, or the data set has changed."""
+    train, test = load_run_data(params)
+    label = f"--data {params['data']}: found"
+    if not len(test.labels):
+        raise UserError(f"{label} no test images, expected some")
+    if params.get("num_examples"):
+        train = train[few_shot_split(train.labels, params["num_examples"], params["data_split_seed"])]
+    inputs = params["inputs"] if isinstance(params.get("inputs"), dict) else {}
+    if inputs.get("data", fingerprint([*train, *test])) != fingerprint([*train, *test]):
+        raise UserError(
+            f"{label} other images than those of the run, expected its own: a test image may be one it learnt"
+        )
+    return test
 
 
 def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]:
@@ -95,6 +116,8 @@ def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]
         raise UserError(f"--n_classes: found {args.n_classes}, expected at least {top + 1} for {args.data}")
     if args.data not in DATA_SETS and not args.data.endswith(".npz"):
         args.classes = imported("data.images:class_names")(Path(args.data))
+        if args.n_classes != len(args.classes):
+            raise UserError(f"--n_classes: found {args.n_classes}, expected the {len(args.classes)} of {args.data}")
     if args.num_examples:
         train = train[few_shot_split(train.labels, args.num_examples, args.data_split_seed)]
     return DataSet(*(t.to(device) for t in train)), DataSet(*(t.to(device) for t in test))
@@ -113,33 +136,9 @@ def run_inputs(
 
 
 def few_shot_split(labels: Tensor, num_examples: int, seed: int) -> Tensor:
-    """Indices (num_examples,) of a class-stratified subset by scikit-learn's `train_test_split`, as published.
-
-    Raises UserError where a class would have no image, or the data set does not hold as many images.
-    """
-    from sklearn.model_selection import train_test_split
-
-    every, names = labels.cpu().numpy(), np.unique(labels.cpu())
-    label = f"--num_examples: found {num_examples}, expected"
-    if not len(names) <= num_examples <= len(every) - len(names):
-        raise UserError(f"{label} {len(names)} (one per class) to {len(every) - len(names)}")
-
-    def draw(n: int) -> np.ndarray:
-        return train_test_split(np.arange(len(every)), train_size=n, random_state=seed, stratify=every)[0]
-
-    try:
-        index = drawn = draw(num_examples)
-        # The shares of rare classes are rounded, so a class can be left out although there is one image per class.
-        enough = num_examples
-        while len(np.unique(every[drawn])) < len(names):
-            enough += 1
-            drawn = draw(enough)
-    except ValueError as error:  # a class with a single image, for one
-        raise UserError(f"{label} other classes: {error}") from None
-    if enough > num_examples:
-        missing = np.setdiff1d(names, every[index])
-        raise UserError(f"{label} at least {enough}: with seed {seed} no image of class {missing[0]} is drawn")
-    return torch.from_numpy(index)
+    """`data.split.few_shot` as a tensor. Raises UserError."""
+    with user_error("--num_examples:"):
+        return torch.from_numpy(few_shot(labels.cpu().numpy(), num_examples, seed))
 
 
 def predict(

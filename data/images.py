@@ -4,7 +4,8 @@ An npz file has MedMNIST's layout (data/npz.py). A folder has torchvision's Imag
 
     FOLDER/train/<class>/* and FOLDER/test/<class>/*      or      FOLDER/<class>/*
 
-Its files are read in the order of their names. Files without the ending of an image are ignored.
+Its files are read in the order of their names. Files without the ending of an image, and hidden ones, are ignored.
+Transparent pixels become white.
 """
 
 import sys
@@ -53,13 +54,14 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def image_files(folder: Path, root: Path) -> list[Path]:
-    """The images in a folder, by name. Raises ValueError for a link out of the folder `root`."""
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir()]
+def image_files(folder: Path, root: Path, deep: bool = False) -> list[Path]:
+    """The images in a folder, with `deep` also in its folders, by name. Raises ValueError for a link out of `root`."""
+    found = [path for path in folder.glob("**/*" if deep else "*") if path.suffix.lower() in ENDINGS and path.is_file()]
+    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     for path in files:
         if not path.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{path}: found a link out of the folder, expected an image")
-    return sorted(path for path in files if not path.name.startswith("."))
+    return sorted(files)
 
 
 def read_image(path: Path, shape: Shape) -> Tensor | None:
@@ -68,15 +70,17 @@ def read_image(path: Path, shape: Shape) -> Tensor | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                size = image.size
+                size, file_format = image.size, image.format
                 if size[0] * size[1] <= MAX_PIXELS:
                     image = ImageOps.exif_transpose(image)
-                    if image.mode[0] in "IF":  # 16 bits or more
-                        pixels = np.asarray(image, dtype=np.float64)
-                        image = Image.fromarray(
-                            (pixels / (257 if pixels.max() > 255 else 1)).clip(0, 255).astype(np.uint8)
-                        )
+                    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # 16 bits
+                        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+                    if image.mode in ("I", "F"):
+                        raise ValueError("the range of 32-bit pixels is not known")
                     grey = image.mode in ("1", "L", "LA") or shape[0] == 1
+                    if image.has_transparency_data:
+                        image = image.convert("RGBA")
+                        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                     pixels = np.array(image.convert("L" if grey else "RGB"))
     except Image.DecompressionBombError:
         size = (MAX_PIXELS, 2)
@@ -130,7 +134,7 @@ def read_any(folder: Path, shape: Shape) -> tuple[list[Path], Tensor]:
 
     Damaged images are left out and named on stderr. Raises ValueError for a folder without images.
     """
-    files = image_files(folder, folder)
+    files = image_files(folder, folder, deep=True)
     found = read_images(files, shape)
     report_damaged(folder, [path for path, image in zip(files, found, strict=True) if image is None])
     kept = [(path.relative_to(folder), image) for path, image in zip(files, found, strict=True) if image is not None]

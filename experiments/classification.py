@@ -17,6 +17,7 @@ from experiments.few_shot import Score, Sweeps, by_split, read_score, tune
 from experiments.methods import SHAPE
 from experiments.paper import Experiment, mean_text, parse, published, write_report
 from runs.errors import one_line_errors
+from runs.files import write_yaml
 from runs.log import read_rows
 
 if TYPE_CHECKING:
@@ -85,10 +86,11 @@ Results = dict[str, dict[int, list[Score]]]  # scores of each split by method an
 
 
 def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
-    """The results of methods with their chosen settings, and the run directories."""
-    sweeps = Sweeps(experiment.resources, experiment.command)
+    """The results of methods with their chosen settings, and the run directories. Writes settings.yaml."""
+    sweeps = Sweeps(experiment.resources, experiment.command, f"classification-{experiment.scale}")
     chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
     settings = {name: [setting] for name, (setting, _) in chosen.items()}
+    write_yaml(experiment.out / "settings.yaml", {name: {"chosen": s, "tried": t} for name, (s, t) in chosen.items()})
     results: Results = {name: {} for name in part.methods}
     roots = []
     for n, splits in part.splits.items():

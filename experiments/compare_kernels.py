@@ -17,8 +17,7 @@ from runs.types import SEED
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     help = "a name, a folder of kernels, and one of their VAE"
-    names = ("NAME", "CONV", "VAE")
-    parser.add_argument("--set", nargs=3, action="append", required=True, metavar=names, help=help)
+    parser.add_argument("--set", nargs=3, action="append", required=True, metavar=("NAME", "CONV", "VAE"), help=help)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the choice of kernels, and of the samples")
     args = parser.parse_args(argv)
@@ -28,6 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     import utils
     from sweeps.plots import COLUMNS, plot_rows, save
 
+    names = [name for name, *_ in args.set]
+    if len(set(names)) < len(names):
+        raise UserError(f"--set: found the names {', '.join(names)}, expected each once")
     rows, k = {}, None
     for name, conv, folder in args.set:
         with user_error("--set:"):

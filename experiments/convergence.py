@@ -120,11 +120,10 @@ def main(argv: list[str] | None = None) -> None:
     experiment = parse("convergence", __doc__, SCALES, argv)
     roots: list[Path] = []
     panels, tables = {}, {}
-    for data in experiment.parts:
-        task = SCALES[experiment.scale][data]
-        lines = [
-            f"{task.shared} {init_options(init, task.convs)} --seed {seed}" for init in INITS for seed in task.seeds
-        ]
+    tasks = {data: SCALES[experiment.scale][data] for data in experiment.parts}
+    inits = {data: [init_options(init, task.convs) for init in INITS] for data, task in tasks.items()}
+    for data, task in tasks.items():
+        lines = [f"{task.shared} {options} --seed {seed}" for options in inits[data] for seed in task.seeds]
         found = experiment.run(data, task.script, lines)
         roots += found
         logs = [read_rows(root / f"{Path(task.script).name}-logs.csv") for root in found]

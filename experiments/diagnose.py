@@ -2,10 +2,13 @@
 
     python -m experiments.diagnose RUN_DIR [--out diagnose.html]
 
-The page has the learning curves; the kernels before and after training; per Bayesian layer the medians of the
-posterior's deviation / |mean| and of deviation / deviation under the prior, and the KL with its terms, the negative
-entropy of the posterior and the cross entropy of the prior; and for layers under the deep weight prior how far the
-bound is from the KL: KL_aux minus an importance-weighted estimate with `--samples` codes, on the same draws of w.
+The page has the learning curves; the kernels before and after training; and per Bayesian layer the medians of the
+posterior's deviation / |mean| and of deviation / deviation under the prior (near 1: the images have changed little),
+and the KL with its two terms, the negative entropy of the posterior and the cross entropy of the prior.
+
+The KL under the deep weight prior has no closed form: training uses an upper bound, KL_aux (models/priors.py). The page
+compares it with a tighter estimate by importance sampling of `--samples` latent codes z per kernel, on the same draws
+of the weights. A gap near 0 nats per kernel means that the bound is tight.
 """
 
 import math
@@ -87,7 +90,8 @@ def layer_rows(net: "ConvNet", samples: int) -> list[dict[str, Any]]:
     deviations, rows = relative_deviations(net), []
     for name, layer in net.named_modules():
         if isinstance(layer, BayesLayer):
-            kl = 0.0 if isinstance(layer.prior, NoPrior) else sum(layer.kl().item() for _ in range(samples)) / samples
+            kl = sum(layer.kl().item() for _ in range(samples)) / samples
+            kl = math.nan if isinstance(layer.prior, NoPrior) else kl
             entropy = gaussian_entropy(layer.log_variance()).item()
             row = {"layer": name, "prior": type(layer.prior).__name__, "weights": layer.mean.weight.numel()}
             row["deviation / |mean|"] = deviations[f"{name}/dev_to_mean"].item()
@@ -135,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Nats per kernel, means over at most {args.kernels} kernels. The smaller the gap, the tighter the bound."
         )
         parts += [element("h2", "The bound of the KL"), element("p", note), html_table(pd.DataFrame(gaps))]
-    parts += [kernels_section({SCRIPT: record}), FOOT]
+    parts += [kernels_section({SCRIPT: record}, "Kernels (posterior means), each on its own scale."), FOOT]
     with atomic_write(args.out) as file:
         file.write("".join(parts).encode())
     print(f"page: {args.out}")

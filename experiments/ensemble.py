@@ -8,7 +8,6 @@ Prints accuracy, NLL, calibration error and Brier score of each run and of the e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.configs import MODELS
@@ -54,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # After the arguments, so that a mistake in them is answered at once.
     import tabulate
+    import torch
 
     import utils
     from models.bayes import bayesian_layers
@@ -64,13 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     if len(names) > 1:
         found = ", ".join(f"{name} of {run}" for name, run in names.items())
         raise UserError(f"RUN_DIR: found the data sets {found}, expected one data set")
-    seeds = {params.get("data_split_seed") for _, params in loaded}
-    if len(seeds) > 1 and Path(*names).is_dir() and not Path(*names, "test").is_dir():
-        raise UserError(
-            f"RUN_DIR: found splits {seeds} of {', '.join(names)}, expected one: they have other test images"
-        )
-    with user_error(f"{args.runs[0]}/params.yaml:"):
-        _, test = utils.load_run_data(loaded[0][1])
+    tests = []
+    for run, (_, params) in zip(args.runs, loaded, strict=True):
+        with user_error(f"{run}/params.yaml:"):
+            tests.append(utils.load_test_data(params))
+    test = tests[0]
+    for run, other in zip(args.runs, tests, strict=True):
+        if not torch.equal(other.images, test.images):
+            raise UserError(f"RUN_DIR {run}: found other test images than those of {args.runs[0]}, expected the same")
     for run, (_, params) in zip(args.runs, loaded, strict=True):
         shape, n_classes = tuple(test.images.shape[1:]), loaded[0][1]["n_classes"]
         if MODELS[params["model"]].image_shape != shape or params["n_classes"] != n_classes:

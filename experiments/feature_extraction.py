@@ -53,10 +53,10 @@ SCALES = {
 }
 
 
-def accuracies(experiment: Experiment, data: str, init: str) -> tuple[list[list[float]], list[Path]]:
-    """The test accuracies of all seeds of each scale on some data, and the run directories."""
+def accuracies(experiment: Experiment, data: str, init: str, options: str) -> tuple[list[list[float]], list[Path]]:
+    """The test accuracies of all seeds of each scale on some data, and the run directories; `options` are of `init`."""
     part = SCALES[experiment.scale][data]
-    shared = f"{part.shared} {init_options(init, part.convs)}"
+    shared = f"{part.shared} {options}"
     lines = [f"{shared} {part.size_option(n)} --seed {seed}" for n in part.fractions for seed in part.seeds]
     roots = experiment.run(f"{data}-{init}", SCRIPT, lines)
     values, seeds = [read_rows(root / f"{SCRIPT}-logs.csv")[-1]["test_acc"] for root in roots], len(part.seeds)
@@ -71,13 +71,15 @@ def main(argv: list[str] | None = None) -> None:
     from sweeps.plots import Curve, plot_panels, save
     from sweeps.tables import summary
 
-    for data in experiment.parts:
-        fractions = SCALES[experiment.scale][data].fractions
+    parts = {data: SCALES[experiment.scale][data] for data in experiment.parts}
+    inits = {data: {init: init_options(init, part.convs) for init in INITS} for data, part in parts.items()}
+    for data, part in parts.items():
+        fractions = part.fractions
         names = [f"1/{n}" if n > 1 else "1" for n in fractions]
         headers = ["k", *(word for init in INITS for word in (f"{init}: mean ± std (n)", "published"))]
         rows, curves = [[name] for name in names], []
-        for init in INITS:
-            found, own = accuracies(experiment, data, init)
+        for init, options in inits[data].items():
+            found, own = accuracies(experiment, data, init, options)
             roots += own
             paper = published("feature_extraction", data, init)
             paper = {name: paper[f"k={name}"] for name in names if f"k={name}" in paper}

@@ -45,7 +45,8 @@ Score = dict[str, float]
 class Sweeps:
     """The sweeps of a comparison, with the resources of their trials and the command that continues them."""
 
-    def __init__(self, resources: Resources, command: str):
+    def __init__(self, resources: Resources, command: str, name: str = "few-shot"):
+        self.name = name
         self.resources = resources
         self.command = command
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
@@ -53,7 +54,7 @@ class Sweeps:
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
         trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
-        return run_sweep(f"few-shot-{name}", trials, self.resources, self.command, accepted)
+        return run_sweep(f"{self.name}-{name}", trials, self.resources, self.command, accepted)
 
     def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:
         """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""

@@ -19,7 +19,7 @@ from sweeps.tables import summary
 from sweeps.trials import find_script, make_trial
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-FCONV, CIFAR = (shlex.quote(str(ROOT / "data" / name)) for name in ("fconv", "cifar"))
+FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
 # The names of the kernels of cifarnet's convs.
 CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")
 # The paper's names of initializations, and those of the option init_list.
@@ -73,17 +73,25 @@ def parse(
         if part not in scales[args.scale]:
             raise UserError(f"--parts: found {part}, expected of {', '.join(scales[args.scale])} at this scale")
     chosen = [part for part in scales[args.scale] if part in (args.parts or parts)]
-    if args.report:
-        replaced(args.report, name, "")  # a missing mark is answered at once
+    if args.report:  # mistakes are answered at once
+        replaced(args.report, name, "")
+        if not out.is_relative_to(Path(args.report).parent):
+            raise UserError(f"--out {out}: expected a folder below that of {args.report}, which shows the figure")
     command = f"python -m experiments.{name} {shlex.join(argv)}"
     return Experiment(name, args.scale, chosen, out, args.report, resources, command, args.cifar10)
 
 
 def init_options(init: str, convs: Sequence[str]) -> str:
-    """The options that initialize convs, given by the names of their kernels ("7x7"), in the paper's way `init`."""
+    """The options that initialize convs, given by the names of their kernels ("7x7"), in the paper's way `init`.
+
+    Raises UserError where a VAE or kernels are missing.
+    """
     name, folder = INITS[init], CIFAR if convs == CIFARNET else FCONV
-    files = {"vae": "{}/vae{}", "filters": "{}/conv{}/train.npy", "xavier": ""}[name]
-    listed = f" --{name}_list {' '.join(files.format(folder, conv) for conv in convs)}" if files else ""
+    form = {"vae": "vae{}", "filters": "conv{}/train.npy", "xavier": ""}[name]
+    files = [folder / form.format(conv) for conv in convs] if form else []
+    if missing := [file for file in files if not file.exists()]:
+        raise UserError(f"--parts: found no {missing[0]}, which a part needs; expected it, or the other --parts alone")
+    listed = f" --{name}_list {shlex.join(map(str, files))}" if files else ""
     return f"--init_list {' '.join([name] * len(convs))}{listed}"
 
 
@@ -135,8 +143,8 @@ def write_report(experiment: Experiment, tables: Mapping[str, list[list[str]]], 
     outputs = {experiment.out / f"{experiment.name}.md": text.format(figure.name)}
     if experiment.report:
         folder = Path(experiment.report).parent
-        place = figure.relative_to(folder) if figure.is_relative_to(folder) else figure
-        outputs[Path(experiment.report)] = replaced(experiment.report, experiment.name, f"{text.format(place)}")
+        shown = text.format(figure.relative_to(folder))
+        outputs[Path(experiment.report)] = replaced(experiment.report, experiment.name, shown)
     for path, content in outputs.items():
         with atomic_write(path) as file:
             file.write(content.encode())

@@ -2,13 +2,16 @@
 
     python -m experiments.predict RUN_DIR DATA [--out predictions.csv] [--export model.pt2]
 
-DATA is a folder of images, with or without a folder for each class, or the name of a data set or an npz file, whose
-test images are predicted. A folder with test/ stands for that part, and the folder that the run learnt from for its
-test images. A Bayesian network averages `--samples` draws of its weights. The table has a row per image: the class, the
-mean probabilities, and in nats the entropy of the prediction with its two parts: aleatoric, of noise in the images, and
-mutual information, which more labels would reduce. The picture, `<out>.png`, shows the surest images, the least sure
-ones, and the wrong ones where labels are known; accuracy, NLL, ECE and Brier score are then printed. The images with
-the largest mutual information are named: label those next.
+DATA is a folder of images, or the name of a data set or an npz file, whose test images are predicted. If a folder has
+a folder test/, only the images in it are predicted. If DATA is the folder that the run was trained on, only the run's
+test images are. An image in a folder that is named like a class has that label; the others are unlabelled.
+
+A Bayesian network averages `--samples` draws of its weights. The table has a row per image: its label, the predicted
+class, the entropy of the prediction in nats, its two parts, and the probability of each class. "aleatoric" is the mean
+entropy of the single draws, which comes from ambiguous images; "mutual_information" is the rest, the disagreement of
+the draws, which more labels reduce. The unlabelled images with the most of it are named: label those next. The picture
+has the table's name with .png: the surest images, the least sure ones, and the wrong ones where labels are known.
+Accuracy, NLL, ECE (expected calibration error) and Brier score are printed. Files that exist are replaced.
 """
 
 import os
@@ -43,13 +46,13 @@ def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor",
             found = f"{tuple(test.images.shape)} and labels up to {max([-1, *test.labels.tolist()])}"
             raise UserError(f"DATA {data}: found test images {found}, expected (n, *{shape}) of {len(classes)} classes")
         return [str(i) for i in range(len(test.labels))], *test
+    # Of the folder that the run learnt from, only what it did not learn from.
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
-        if os.path.abspath(folder) == params["data"]:  # also those that the run has learnt from
-            fraction = params.get("test_fraction") or utils.TEST_SHARE
-            _, test = read_folder(folder, shape, fraction, params["data_split_seed"])
-            names = [os.path.relpath(file, folder) for file in test.files]
-            return names, torch.from_numpy(test.images), torch.from_numpy(test.labels)
+        if os.path.exists(params["data"]) and os.path.samefile(data, params["data"]):
+            test = utils.load_test_data(params)
+            _, part = read_folder(Path(data), shape, *utils.folder_split(params))
+            return [os.path.relpath(file, data) for file in part.files], *test
         files, images = read_any(folder, shape)
     numbers = {name: i for i, name in enumerate(classes)}
     labels = [numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files]
@@ -89,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--test_bs", type=WHOLE, default=500, help="images per batch; at most 100 on a CPU")
     add("--export", type=Path, metavar="PT2", help="also write the mean network by torch.export")
     args = parser.parse_args(argv)
+    if args.out.suffix == ".png":
+        raise UserError(f"--out: found {args.out}, expected a name without .png, which is the picture's")
     # After the arguments, so that a mistake in them is answered at once.
     import tabulate
 
@@ -133,9 +138,9 @@ def main(argv: list[str] | None = None) -> None:
     if known.any():
         found = scores(mean[known], labels[known])
         print(tabulate.tabulate([found.values()], ["accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
-    if bayesian:
-        ask = parts["mutual_information"].argsort(descending=True, stable=True)[:SHOWN]
-        print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask)}")
+    ask = [i for i in parts["mutual_information"].argsort(descending=True, stable=True).tolist() if not known[i]]
+    if bayesian and ask:
+        print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
     if args.export:
         export(net.cpu(), MODELS[params["model"]].image_shape, args.export)
         print(f"mean network: {args.export}")

@@ -15,12 +15,13 @@ from runs.types import POSITIVE, WHOLE, data_type
 
 SCRIPT = "experiments/train-image-vae.py"
 CONVS = 4
+SHAPE = (1, 28, 28)  # of images
 
 
 def parse(argv: list[str] | None = None):
     parser = options.Parser(__doc__.split("\n")[0], SCRIPT)
     add = parser.add_argument_group("data").add_argument
-    help = "data set of 28x28 grey images, read from $DATA_ROOT, or a file PATH.npz with MedMNIST's layout"
+    help = "data set of 28x28 grey images, read from $DATA_ROOT, or the path of an npz file or a folder"
     add("--data", type=data_type, metavar="NAME", default="mnist", help=help)
     add("--bs", type=WHOLE, default=240, help="images per training batch")
     add("--test_bs", type=WHOLE, default=500, help="images per test batch")
@@ -57,10 +58,10 @@ def main(argv: list[str] | None = None):
     seed_all(args.seed)
     device = choose_device(args.device)
     precision = autocast(args.precision, device)
-    train, test = (utils.DataSet(*(t.to(device) for t in part)) for part in utils.load_data(args.data))
+    train, test = (utils.DataSet(*(t.to(device) for t in part)) for part in utils.load_data(args.data, SHAPE))
     for part, images in (("train", train.images), ("test", test.images)):
-        if not len(images) or images.shape[1:] != (1, 28, 28):
-            raise UserError(f"--data {args.data}: found {part} images {tuple(images.shape)}, expected (n, 1, 28, 28)")
+        if not len(images) or images.shape[1:] != SHAPE:
+            raise UserError(f"--data {args.data}: found {part} images {tuple(images.shape)}, expected (n, *{SHAPE})")
     sources = utils.load_sources(args, device, KERNEL_SIZES)
     vae = ImageVAE(args.hid_dim, args.z_dim).to(device)
     init_network(vae, args.init_list, sources, vae.convs())

@@ -272,8 +272,8 @@ def bayesianize(
 def predict(net: nn.Module, x: Tensor, samples: int) -> Tensor:
     """Probabilities (samples, n, classes) of images x by draws of the weights, from a network that returns logits.
 
-    Each sample is one draw for all images. Their mean over samples is the predictive distribution. The network is in
-    eval mode meanwhile; its mode and those of its layers are then as before.
+    In a sample each call of a layer draws its weights once, for all images. The mean over samples is the predictive
+    distribution. The network is in eval mode meanwhile; its mode and those of its layers are then as before.
     """
     modes = {layer: layer.mode for layer in bayesian_layers(net)}
     training = {module: module.training for module in net.modules()}

@@ -50,9 +50,10 @@ class ImageVAE(nn.Module):
 
         A grey pixel x counts as the mean of a Bernoulli variable: its log-likelihood is x log p + (1 - x) log(1 - p).
         """
-        mean, log_variance = self.encoder(x).chunk(2, 1)
+        moments = self.encoder(x)
+        mean, log_variance = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, 1)
         variance = log_variance.exp()
-        logits = self.decoder(sample_gaussian(mean, variance))
+        logits = self.decoder(sample_gaussian(mean, variance)).to(mean.dtype)
         ll = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3))
         kl = kl_to_standard_normal(mean, variance).sum(1)
         return Elbo(ll - kl, ll, kl)

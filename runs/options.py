@@ -32,6 +32,8 @@ RUN_KEYS = ("root", "time", "id", "environment", "inputs", "classes")  # keys of
 NOT_STORED = ("config", "continue_run", "overrides", "priors")
 # Options on which no result depends: two runs that differ in these alone are the same run.
 NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
+# Options that were added when there were trials. Without a value they do not identify a trial, so its key stays.
+ADDED = ("test_fraction",)
 OLD_VALUES = {"lr_schedule": "linear"}  # of options in runs from before the option, where that is not its default
 
 
@@ -194,15 +196,20 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         metavar="NAME",
         default="mnist",
         help=f"data set, read from $DATA_ROOT: {', '.join(DATA_SETS)}; or a file PATH.npz with MedMNIST's layout; "
-        "or a folder with images in train/<class>/ and test/<class>/, or in <class>/",
+        "or the path of a folder with images in train/<class>/ and test/<class>/, or in <class>/",
     )
     data.add_argument(
         "--test_fraction",
-        type=number_type(float, 0, 1, open_low=True),
-        help="share of each class for testing, of a folder without train/ and test/; none: 0.2",
+        type=number_type(float, 0, 0.99, open_low=True),
+        help="share of each class for testing, of a folder without train/; none: 0.2",
     )
     data.add_argument("--num_examples", type=WHOLE, help="train on a subset of this many images, stratified by class")
-    data.add_argument("--data_split_seed", type=number_type(int, 0, 2**32 - 1), default=42, help="seed of that subset")
+    data.add_argument(
+        "--data_split_seed",
+        type=number_type(int, 0, 2**32 - 1),
+        default=42,
+        help="seed of that subset, and of the test part of a folder without train/",
+    )
     data.add_argument("--bs", type=WHOLE, default=256, help="images per training batch")
     data.add_argument("--test_bs", type=WHOLE, default=500, help="images per test batch; at most 100 on a CPU")
     data.add_argument(

@@ -58,7 +58,7 @@ def data_type(text: str) -> str:
     """An argparse type: the name of a data set, or the path of an npz file or a folder, made absolute."""
     if text in DATA_SETS:
         return text
-    if not (text.endswith(".npz") or os.path.isdir(text)):
+    if not (text.endswith(".npz") or os.sep in text or os.path.isdir(text)):
         names = ", ".join(DATA_SETS)
         raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {names}, a file PATH.npz, or a folder")
     return path_type(text)

@@ -1,7 +1,8 @@
 r"""Run a script over a grid of arguments, on all cores of a machine or on a Ray cluster.
 
     python -m sweeps train-net.py --seed 0..99 -- --data not-mnist --bs 256 --hid_dim 256 512 --l2 0.001
-    python -m sweeps train-bnn.py --data_split_seed 0..9 --prior_list "vae vae" "sn sn" -- --num_examples 50
+    python -m sweeps train-bnn.py --data_split_seed 0..9 --prior_list "vae vae" "sn sn" -- --num_examples 50 \
+        --hid_dim 32 128 --vae_list data/fconv/vae7x7 data/fconv/vae5x5 --init_list vae vae
 
 The grid stands before `--`: options with the values to try. A value is a word, a range `a..b` (both ends included), or,
 for an option that takes several words, these words in quotes. The arguments of all trials stand after `--`. A trial is

@@ -19,9 +19,10 @@ from torch import Tensor
 import utils
 from runs.checkpoint import load_state
 from runs.errors import UserError
-from sweeps.plots import Curve, plot_before_after, plot_panels
+from sweeps.plots import CYCLE, Curve, plot_before_after, plot_panels
 from sweeps.tables import Record, reported, summary
 
+NO_KERNELS = ("train-vae.py", "train-image-vae.py")  # scripts whose runs keep no initial kernels
 NO_CURVE = ("t", "lr", "sec")  # columns of a log without a panel
 PANELS = 3  # in a row
 MAX_LEGEND = 12  # curves; a figure with more has no legend
@@ -73,6 +74,7 @@ th[aria-sort=ascending]::after { content: " ▴" } th[aria-sort=descending]::aft
 """
 )
 FOOT = f"<script>{SORT}</script></body></html>\n"
+KERNELS_NOTE = "Kernels (posterior means) of the first run of each group, each on its own scale."
 NOTE = """The last values of the logs: mean ± standard deviation (n - 1) over the finished runs of a group, and their
 number. A click on a header sorts a table. groups.csv and runs.csv have every column of the logs."""
 
@@ -112,7 +114,7 @@ def plot_curves(curves: dict[str, list[Record]]) -> plt.Figure:
         for i, (name, log) in enumerate(logs.items()):
             values = log.reindex(columns=["t", column]).dropna().groupby("t")[column].agg(list)
             t, points = values.index, pd.DataFrame(map(summary, values), columns=["mean", "low", "high"], dtype=float)
-            style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
+            style = {"color": CYCLE[i % len(CYCLE)], "linestyle": ("-", "--", ":")[i // len(CYCLE) % 3]}
             style |= {"linewidth": 1.2, "marker": "o" if len(t) < 20 else "", "markersize": 3}
             # A legend has no entry for a label that starts with an underscore.
             axis.plot(t, points["mean"], label=figure_text(f" {name}" if name.startswith("_") else name), **style)
@@ -148,9 +150,8 @@ def kernels_before_after(record: Record) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (before[name].float(), after[name].float()) for name in list(after)[:MAX_LAYERS]}
 
 
-def kernels_section(named: dict[str, Record]) -> str:
-    """The section with the kernels of one run per name. A run that cannot be read is named on stderr."""
-    note = "Kernels (posterior means) of the first run of each group, before and after training, each on its own scale."
+def kernels_section(named: dict[str, Record], note: str) -> str:
+    """The section with the kernels of one run per name, below a note. A run that cannot be read is named on stderr."""
     head = element("h2", "Kernels before and after") + element("p", note)
     parts = []
     for name, record in named.items():
@@ -254,6 +255,6 @@ def page_html(
         if constant:
             same = ", ".join(f"{name} {table[name].iloc[0]}" for name in constant if str(table[name].iloc[0]))
             parts.append(element("p", f"Equal in all runs: {same}."))
-    names = {key: f"{key[0]}, {group_name(key)}" if by else key[0] for key in groups if key[0] != "train-vae.py"}
+    names = {key: f"{key[0]}, {group_name(key)}" if by else key[0] for key in groups if key[0] not in NO_KERNELS}
     firsts = {name: groups[key][0] for key, name in names.items()}
-    return "".join([*parts, kernels_section(firsts), FOOT])
+    return "".join([*parts, kernels_section(firsts, KERNELS_NOTE), FOOT])

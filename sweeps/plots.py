@@ -30,10 +30,12 @@ def save(figure: plt.Figure, path: Path, tight: bool = False, vector: bool = Fal
 
     Raises UserError.
     """
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None}))[: 1 + vector]:
-        with atomic_write(path.with_suffix(suffix)) as file:
-            box = "tight" if tight else None
-            figure.savefig(file, dpi=110, format=suffix[1:], bbox_inches=box, metadata=metadata)
+    box = "tight" if tight else None
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110, format="png", bbox_inches=box)
+    if vector:
+        with atomic_write(path.with_suffix(".pdf")) as file:
+            figure.savefig(file, format="pdf", bbox_inches=box, metadata={"CreationDate": None})
     plt.close(figure)
 
 

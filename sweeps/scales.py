@@ -45,6 +45,8 @@ FCONV_NETS = ("wide-4", "wide-long", "wide-2", "narrow")
 WIDE = f"{FCONV} --hid_dim 256 512 --precision auto --eval_freq 2 --checkpoint_freq 1"
 NARROW = "--bs 64 --lr 0.003 --epochs 8 --eval_freq 8"
 VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
+SEEDS = "--seed 1..5"  # of VAEs that are ranked
+RANKING = "--data not-mnist --num_examples 50 --classifier_lamb 3"
 LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 # Chosen for few images by validation (data/fconv/README.md).
@@ -81,9 +83,13 @@ SCALES = {
             "3x3": Sweep("--seed 301..306", f"{FCONV3X3} --hid_dim 32 64 64 {NARROW}"),
         },
         kernels={
-            "7x7": Kernels(FCONV_NETS, 0.2, f"{VAE_Z2} {LAPTOP_VAE} --batch_size 32 --var 0.004"),
-            "5x5": Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} {LAPTOP_VAE} --var 0.0004"),
-            "3x3": Kernels(["3x3"], 0.1, f"{VAE_Z2} {LAPTOP_VAE} --var 0.0002"),
+            "7x7": Kernels(FCONV_NETS, 0.2, f"{VAE_Z2} {LAPTOP_VAE} --batch_size 32 --var 0.004", SEEDS),
+            "5x5": Kernels(FCONV_NETS, 0.13, f"{VAE_Z4} {LAPTOP_VAE} --var 0.0004", SEEDS),
+            "3x3": Kernels(["3x3"], 0.1, f"{VAE_Z2} {LAPTOP_VAE} --var 0.0002", SEEDS),
+        },
+        rankings={
+            "fconv": Ranking(["7x7", "5x5"], f"{RANKING} --hid_dim 32 128"),
+            "fconv3x3": Ranking(["3x3", "3x3", "3x3"], f"{RANKING} --model fconv3x3 --hid_dim 32 64 64"),
         },
         bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..4", LAPTOP_BNN)},
     ),

@@ -28,7 +28,7 @@ from runs.directory import ROOT, is_locked, script_folder
 from runs.errors import UserError
 from runs.files import read_yaml, write_yaml
 from runs.log import read_rows
-from runs.options import NOT_IDENTIFYING
+from runs.options import ADDED, NOT_IDENTIFYING
 from runs.signals import STOP_SIGNALS
 
 
@@ -155,9 +155,8 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     identity = [script, list(argv), trial.cwd]
     if trial.in_project:
         args = vars(load_script(script)["parse"](argv)).items()
-        # Options without a value do not count: an option that is added later leaves the trials as they are.
-        given = {name: value for name, value in args if name not in NOT_IDENTIFYING and value is not None}
-        identity = [trial.script_name, given]
+        given = {name: value for name, value in args if name not in NOT_IDENTIFYING}
+        identity = [trial.script_name, {n: v for n, v in given.items() if v is not None or n not in ADDED}]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     return replace(trial, key=digest.hexdigest()[:16])
 

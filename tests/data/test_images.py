@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import struct
 import zlib
 
@@ -96,6 +97,35 @@ def test_kinds_of_pixels(mode, value, expected, tmp_path):
     for shape in (GREY, COLOUR):
         found = images.read_image(path, shape)
         assert found.shape == shape and (found.int() - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize("mode, black", [("RGBA", (0, 0, 0)), ("LA", (0,))])
+def test_transparent_pixels_are_white(mode, black, tmp_path):
+    image = Image.new(mode, (32, 32), (*black, 0))
+    image.paste((*black, 255), (0, 0, 16, 32))
+    image.save(tmp_path / "x.png")
+    for shape in (GREY, COLOUR):
+        found = images.read_image(tmp_path / "x.png", shape)
+        assert found[..., :13].max() == 0 and found[..., -13:].min() == 255
+
+
+@pytest.mark.parametrize("pixels", [np.full((5, 5), 0.5, np.float32), np.full((5, 5), 70_000, np.int32)])
+def test_pixels_of_unknown_range_are_left_out(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "x.tiff")
+    assert images.read_image(tmp_path / "x.tiff", GREY) is None
+
+
+def test_other_layouts_are_no_classes(folder, tmp_path):
+    """Digits in folders below training/ and testing/ are not images of the classes "testing" and "training"."""
+    for part in ("training", "testing"):
+        shutil.copytree(folder, tmp_path / "other" / part)
+    with pytest.raises(UserError, match="testing: found no image"):
+        load(tmp_path / "other")
+    before = load(folder)[0]
+    (folder / "red" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "red" / "0.png", folder / "red" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    shutil.copy(folder / "red" / "0.png", folder / "red" / "._0.png")
+    assert torch.equal(load(folder)[0].images, before.images)
 
 
 def test_an_upright_photograph(tmp_path):
@@ -226,10 +256,14 @@ def test_a_run_on_a_folder(folder, script, sandbox, capsys):
     assert_same_end(run.root, again.root)
     bnn = script("train-bnn.py").main([*argv, "--num_examples", "6", "--ens", "2", "--test_fraction", "0.5"])
     assert bnn.rows[-1]["draws/brier"] < 2 and len(utils.load_run_data(vars(bnn.args))[1].labels) == 15
-    other = script("train-net.py").main([*argv, "--data_split_seed", "1"])
+    other = script("train-net.py").main([*argv, "--test_fraction", "0.4"])
     with pytest.raises(SystemExit):
         ensemble.main([str(run.root), str(other.root)])
-    assert "expected one: they have other test images" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        script("train-net.py").main([*argv, "--n_classes", "2"])
-    assert "--n_classes: found 2, expected at least 3" in capsys.readouterr().err
+    assert "found other test images than those of" in capsys.readouterr().err
+    for n in ("2", "10"):
+        with pytest.raises(SystemExit):
+            script("train-net.py").main([*argv, "--n_classes", n])
+        assert f"--n_classes: found {n}, expected" in capsys.readouterr().err
+    os.rename(folder, folder.with_name("moved"))
+    script("train-net.py").main(["--continue", str(run.root), "--data", str(folder.with_name("moved"))])
+    assert "overridden: data" in capsys.readouterr().err

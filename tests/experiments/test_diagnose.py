@@ -1,5 +1,6 @@
 """The page about one run: the bound against numeric integration, the KL's terms, and what it is made of."""
 
+import math
 import re
 
 import pytest
@@ -61,9 +62,11 @@ def test_the_page(options, small_inputs, script, tmp_path, capsys):
     for name, layer in net.named_modules():
         assert (name in elements.text) or layer not in bayesian_layers(net)
     rows = diagnose.layer_rows(net, 3)
-    assert len(rows) == len(bayesian_layers(net)) and all(
-        row["KL"] == row["- entropy"] + row["cross entropy"] for row in rows
-    )
+    for row, layer in zip(rows, bayesian_layers(net), strict=True):
+        q = torch.distributions.Normal(layer.mean.weight, (0.5 * layer.log_variance()).exp())
+        assert row["layer"] in elements.text
+        assert row["- entropy"] == pytest.approx(-q.entropy().sum().item(), rel=1e-4)
+        assert math.isnan(row["KL"]) == math.isnan(row["cross entropy"]) == (not sampled)
     if sampled:
         assert sum(row["KL"] for row in rows) == pytest.approx(kl(net).item(), rel=0.2)
     assert re.search(r"page: .*d\.html", capsys.readouterr().out)

@@ -1,7 +1,6 @@
 """The experiments of the paper: curves and accuracies of their runs in tables, figures and the report."""
 
 import re
-import shlex
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ def run(sandbox, script, small_inputs, monkeypatch):
 
     monkeypatch.setattr(paper, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
-    monkeypatch.setattr(paper, "FCONV", shlex.quote(str(sandbox / "kernels")))
+    monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
     (sandbox / "kernels").mkdir()
     for k in (5, 7):
         (sandbox / "kernels" / f"vae{k}x{k}").symlink_to(small_inputs / f"vae{k}")
@@ -154,6 +153,10 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
 
     for user in (paper, few_shot):
         monkeypatch.setattr(user, "run_sweep", run_sweep)
+    for file in (f"{kind}{name}/train.npy" for name in paper.CIFARNET for kind in ("vae", "conv")):
+        (sandbox / "cifar" / file).parent.mkdir(parents=True)
+        (sandbox / "cifar" / file).touch()
+    monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
     with pytest.raises(InterruptedError):
         module.main(["--scale", scale, "--parts", part])
 
@@ -163,6 +166,15 @@ def test_a_part_of_another_scale(sandbox, capsys):
         convergence.main(["--scale", "smoke", "--parts", "cifar10"])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and "--parts: found cifar10, expected of mnist-vae, mnist at this scale" in err
+
+
+@pytest.mark.parametrize("module", [convergence, feature_extraction])
+def test_a_missing_vae_is_named_before_the_first_run(module, sandbox, monkeypatch, capsys):
+    monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
+    monkeypatch.setattr(paper, "run_sweep", None)
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--scale", "laptop"])
+    assert stop.value.code == 2 and f"--parts: found no {sandbox / 'cifar' / 'vae7x7'}" in capsys.readouterr().err
 
 
 def test_published_values():

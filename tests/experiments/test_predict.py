@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 import utils
-from experiments import predict
+from experiments import ensemble, predict
 from models.bayes import set_mode
 from models.metrics import ensemble_log_probs, scores, uncertainty
 from tests.conftest import network_argv
@@ -68,11 +69,33 @@ def test_the_folder_that_a_run_learnt_from(run, folder, tmp_path, capsys):  # no
     aleatoric = np.mean([[stats.entropy(row) for row in draw.exp().numpy()] for draw in log_p], 0)
     for name, values in (("entropy", entropy), ("aleatoric", aleatoric), ("mutual_information", entropy - aleatoric)):
         np.testing.assert_allclose([float(row[name]) for row in rows], values, atol=1e-5)
-    printed = [float(x) for x in out.splitlines()[3].split()]
+    printed = [float(x) for x in out.splitlines()[-1].split()]
     assert printed == pytest.approx(list(scores(torch.from_numpy(p).log(), test.labels).values()), abs=1e-4)
-    order = np.argsort([-float(row["mutual_information"]) for row in rows], kind="stable")
-    assert f"to label next: {', '.join(rows[i]['image'] for i in order)}" in out
+    assert "to label next" not in out  # they are labelled
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_that_has_changed(run, folder, tmp_path, capsys):  # noqa: F811
+    """Another split would put images that the run learnt from among its test images; a link is the same folder."""
+    (tmp_path / "link").symlink_to(folder)
+    predict.main([str(run), str(tmp_path / "link"), "--out", str(tmp_path / "p.csv"), "--samples", "2"])
+    assert len(table(tmp_path / "p.csv")) == 6
+    shutil.copy(folder / "red" / "0.png", folder / "red" / "99.png")
+    for command, argv in ((predict, [str(run), str(folder)]), (ensemble, [str(run)])):
+        with pytest.raises(SystemExit) as stop:
+            command.main(argv)
+        assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err
+
+
+def test_a_run_without_test_images(folder, script, sandbox, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "two").mkdir()
+    shutil.move(folder, tmp_path / "two" / "train")
+    argv = ["--data", str(tmp_path / "two"), "--hid_dim", "2", "3", "--epochs", "1", "--device", "cpu"]
+    root = script("train-net.py").main(argv).root
+    for command, more in ((predict, [str(tmp_path / "two")]), (ensemble, [])):
+        with pytest.raises(SystemExit) as stop:
+            command.main([str(root), *more])
+        assert stop.value.code == 2 and "found no test images" in capsys.readouterr().err
 
 
 def test_unlabelled_images(run, tmp_path, capsys):
@@ -80,6 +103,9 @@ def test_unlabelled_images(run, tmp_path, capsys):
     for name in ("b.png", "a.jpg", "red/c.png"):
         Image.new("RGB", (50, 40), "red").save(tmp_path / "new" / name)
     (tmp_path / "new" / "broken.png").write_bytes(b"x")
+    predict.main([str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p.csv"), "--samples", "3"])
+    rows = sorted(table(tmp_path / "p.csv")[:2], key=lambda row: -float(row["mutual_information"]))
+    assert f"to label next: {rows[0]['image']}, {rows[1]['image']}\n" in capsys.readouterr().out
     predict.main([str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p.csv"), "--samples", "0"])
     out, err = capsys.readouterr()
     rows = table(tmp_path / "p.csv")

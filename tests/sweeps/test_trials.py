@@ -1,5 +1,7 @@
 """Trials without Ray: their identity and record, and processes that fail, are stopped, or lose their worker."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +18,16 @@ from sweeps.grid import make_trials, read_sweep
 from sweeps.trials import find_script, make_trial, run_trial
 from tests.conftest import PARSERS, until
 from tests.sweeps.conftest import trial_of
+
+
+def test_an_option_that_was_added_later_leaves_the_key_until_it_has_a_value(script, monkeypatch):
+    """The key is the hash of all values but that one; with a value it is another."""
+    path, argv = find_script("train-bnn.py"), ["--num_examples", "50"]
+    args = vars(script("train-bnn.py").parse(argv))
+    identity = {name: value for name, value in args.items() if name not in (*NOT_IDENTIFYING, "test_fraction")}
+    digest = hashlib.sha256(json.dumps(["train-bnn.py", identity], sort_keys=True).encode())
+    assert "num_examples" in identity and make_trial(path, argv, "").key == digest.hexdigest()[:16]
+    assert make_trial(path, [*argv, "--test_fraction", "0.3"], "").key != digest.hexdigest()[:16]
 
 
 def test_the_arguments_identify_a_trial(sandbox, monkeypatch):
