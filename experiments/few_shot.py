@@ -17,6 +17,9 @@ letters, so a method that uses them chooses its settings on letters that its ker
 start from one trained on the letters F-J and choose on A-E; for MNIST they start from one of A-J. The decoder variances
 of the VAEs in data/fconv, and the kernels to learn them from, were chosen on MNIST's training labels before.
 
+`--against` compares other VAEs, such as those of another training: each method that uses the VAEs or kernels of
+data/fconv is run with theirs too, with settings chosen for them in the same way, as the method "<method> of <folder>".
+
 Runs are trials of sweeps: the same command continues a stopped one, and skips what is finished. After `--` come the
 options of sweeps.
 """
@@ -27,13 +30,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.methods import METHODS, PREDICTIONS, SOURCES
+from experiments.methods import METHODS, PREDICTIONS, SOURCES, with_kernels
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
 from runs.files import write_yaml
 from runs.log import read_rows, write_csv
 from runs.options import Parser
-from runs.types import SEED, WHOLE, number_type
+from runs.types import SEED, WHOLE, number_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
 from sweeps.tables import mean_scores, summary
@@ -192,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
     add("--methods", choices=tuple(METHODS), nargs="+", default=list(METHODS), help="the first is compared with each")
+    help = "folders of vae7x7, vae5x5 and kernels: the methods that use those of data/fconv are also run with these"
+    add("--against", type=path_type, nargs="+", default=[], metavar="DIR", help=help)
     splits = number_type(int, 0, 2**32 - 1)
     add(
         "--tune_splits",
@@ -217,6 +222,15 @@ def main(argv: list[str] | None = None) -> None:
         if len(set(getattr(args, option))) < len(getattr(args, option)):
             raise UserError(f"--{option}: found a value twice, expected it once")
     require_packages("few_shot", "ray")
+    for folder in args.against:
+        for method in [name for name in args.methods if name in METHODS]:
+            other = with_kernels(METHODS[method], folder)
+            if other != METHODS[method]:
+                name = f"{method} of {Path(folder).name}"
+                if name in args.methods:
+                    raise UserError(f"--against: found {name} twice, expected folders of different names")
+                METHODS[name] = other
+                args.methods.append(name)
     import tabulate
 
     out = (args.out or dwp_path() / f"few-shot-{args.choose_by}").absolute()

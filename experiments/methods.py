@@ -67,6 +67,11 @@ class Method(NamedTuple):
         return -(-self.epochs // math.ceil(num_examples / BATCH))
 
 
+def with_kernels(method: Method, folder: str) -> Method:
+    """The method with the VAEs and kernels of another folder in place of data/fconv; itself if it uses none."""
+    return method._replace(shared=method.shared.replace(FCONV, shlex.quote(folder)))
+
+
 def grid(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """Each of the first arguments with each of the second."""
     return [f"{a} {b}".strip() for a, b in product(first, second)]

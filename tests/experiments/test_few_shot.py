@@ -124,6 +124,30 @@ def test_a_method_without_a_setting_that_finished(trials, compare, tmp_path, mon
     assert stop.value.code == 2 and "found no setting of a whose runs all finished" in capsys.readouterr().err
 
 
+def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
+    """Each method that uses those of data/fconv is tuned with the others too; one that uses none is not."""
+    found = []
+
+    def run_sweep(name, trials, resources, command, accepted):
+        found.extend(trial.label for trial in trials)
+        raise InterruptedError
+
+    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
+    monkeypatch.setattr(few_shot, "METHODS", dict(few_shot.METHODS))
+    monkeypatch.setattr(few_shot.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
+    folders = [str(tmp_path / "a b"), str(tmp_path / "c")]
+    argv = ["--num_examples", "50", "--methods", "frozen", "narrow", "--against"]
+    with pytest.raises(InterruptedError):
+        few_shot.main([*argv, *folders])
+    tasks = 9 * 6
+    assert len(found) == 4 * tasks and len(set(found)) == len(found)
+    for i, path in ((0, "data/fconv/vae7x7"), (2, f"'{folders[0]}'/vae7x7"), (3, f"{folders[1]}/vae5x5")):
+        assert all(path in label for label in found[i * tasks : (i + 1) * tasks])
+    with pytest.raises(SystemExit):
+        few_shot.main([*argv, folders[0], folders[0]])
+    assert "--against: found frozen of a b twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prediction", ["mean network", "draws"])
 def test_one_network_is_an_ensemble(prediction, small_inputs, script, monkeypatch):
     """Its scores are those of its log."""
