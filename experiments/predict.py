@@ -49,7 +49,7 @@ def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor",
     # Of the folder that the run learnt from, only what it did not learn from.
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
-        if os.path.exists(params["data"]) and os.path.samefile(data, params["data"]):
+        if all(map(os.path.exists, (data, params["data"]))) and os.path.samefile(data, params["data"]):
             test = utils.load_test_data(params)
             _, part = read_folder(Path(data), shape, *utils.folder_split(params))
             return [os.path.relpath(file, data) for file in part.files], *test

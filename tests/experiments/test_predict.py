@@ -77,6 +77,9 @@ def test_the_folder_that_a_run_learnt_from(run, folder, tmp_path, capsys):  # no
 
 def test_a_folder_that_has_changed(run, folder, tmp_path, capsys):  # noqa: F811
     """Another split would put images that the run learnt from among its test images; a link is the same folder."""
+    with pytest.raises(SystemExit):
+        predict.main([str(run), str(tmp_path / "nothing")])
+    assert "nothing: found no image" in capsys.readouterr().err
     (tmp_path / "link").symlink_to(folder)
     predict.main([str(run), str(tmp_path / "link"), "--out", str(tmp_path / "p.csv"), "--samples", "2"])
     assert len(table(tmp_path / "p.csv")) == 6
