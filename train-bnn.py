@@ -88,10 +88,9 @@ def main(argv: list[str] | None = None):
 
     import utils
     from data.augment import AUGMENTATIONS
-    from models.bayes import bayesian_layers, kl_terms, relative_deviations, variance_parameters
+    from models.bayes import kl_terms, relative_deviations, variance_parameters
     from models.build import build_network, init_network, set_priors
     from models.metrics import ensemble_log_probs, scores
-    from models.priors import NormalPrior
     from runs.checkpoint import load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, seed_all
     from runs.loop import Run, Stopwatch
@@ -106,8 +105,6 @@ def main(argv: list[str] | None = None):
     init_network(net, args.init_list, sources)
     if args.pretrained:
         load_pretrained(net, args.pretrained, bool(args.pretrained_classifier))
-    for layer in bayesian_layers(net.classifier):
-        layer.prior = NormalPrior(args.classifier_lamb or args.lamb)
     with user_error("--prior, --prior_list:"):
         set_priors(net, args.priors, sources, vars(args))
     groups, rates = [{"params": list(net.parameters())}], [args.lr]

@@ -82,16 +82,15 @@ def load_run_data(params: Mapping[str, Any]) -> tuple[DataSet, DataSet]:
     return load_data(str(params.get("data")), MODELS[params["model"]].image_shape, *folder_split(params))
 
 
-def load_test_data(params: Mapping[str, Any]) -> DataSet:
-    """The test images of a network script's run. Raises UserError if there are none, or the data set has changed."""
-    train, test = load_run_data(params)
+def check_test_data(params: Mapping[str, Any], train: DataSet, test: DataSet) -> DataSet:
+    """`test`, if both parts are those of the run. Raises UserError if they have changed, or without test images."""
     label = f"--data {params['data']}: found"
     if not len(test.labels):
         raise UserError(f"{label} no test images, expected some")
     if params.get("num_examples"):
         train = train[few_shot_split(train.labels, params["num_examples"], params["data_split_seed"])]
     inputs = params["inputs"] if isinstance(params.get("inputs"), dict) else {}
-    if inputs.get("data", fingerprint([*train, *test])) != fingerprint([*train, *test]):
+    if "data" in inputs and inputs["data"] != fingerprint([*train, *test]):
         raise UserError(
             f"{label} other images than those of the run, expected its own: a test image may be one it learnt"
         )
@@ -102,7 +101,7 @@ def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]
     """Training and test part of the data set of a network script's options, on `device`.
 
     With `num_examples` the training part is a few-shot split. `args` gets `classes`, the names of a folder's classes,
-    and `n_classes` where it is None. Raises UserError where images or labels do not fit the network.
+    and `n_classes` if that is None. Raises UserError where images or labels do not fit the network.
     """
     expected = MODELS[args.model].image_shape
     train, test = load_run_data(vars(args))

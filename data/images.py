@@ -103,23 +103,24 @@ class Labelled(NamedTuple):
         return Labelled(*(column[index] for column in self))
 
 
+def read_images(files: Sequence[Path], shape: Shape) -> tuple[list[int], list[Tensor], list[Path]]:
+    """The images by `read_image`, read side by side, with their places among the files; and the damaged files."""
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda path: read_image(path, shape), files))
+    places = [i for i, image in enumerate(found) if image is not None]
+    damaged = [path for path, image in zip(files, found, strict=True) if image is None]
+    return places, [found[i] for i in places], damaged
+
+
 def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Labelled, list[Path]]:
     """The images of the classes, and the damaged files. Raises ValueError for a class without any."""
     files = [(path, label) for label, name in enumerate(names) for path in image_files(folder / name, root)]
-    found = read_images([path for path, _ in files], shape)
-    kept = [(path, image, label) for (path, label), image in zip(files, found, strict=True) if image is not None]
-    missing = sorted(set(range(len(names))) - {label for *_, label in kept})
+    places, images, damaged = read_images([path for path, _ in files], shape)
+    missing = sorted(set(range(len(names))) - {files[i][1] for i in places})
     if missing:
         raise ValueError(f"{folder / names[missing[0]]}: found no image, expected one for each class")
-    paths, images, labels = zip(*kept, strict=True)
-    damaged = [path for (path, _), image in zip(files, found, strict=True) if image is None]
+    paths, labels = zip(*(files[i] for i in places), strict=True)
     return Labelled(np.array(paths, dtype=object), torch.stack(images).numpy(), np.array(labels, np.int64)), damaged
-
-
-def read_images(files: Sequence[Path], shape: Shape) -> list[Tensor | None]:
-    """The images by `read_image`, in their order, read side by side."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda path: read_image(path, shape), files))
 
 
 def report_damaged(folder: Path, damaged: Sequence[Path]) -> None:
@@ -135,12 +136,11 @@ def read_any(folder: Path, shape: Shape) -> tuple[list[Path], Tensor]:
     Damaged images are left out and named on stderr. Raises ValueError for a folder without images.
     """
     files = image_files(folder, folder, deep=True)
-    found = read_images(files, shape)
-    report_damaged(folder, [path for path, image in zip(files, found, strict=True) if image is None])
-    kept = [(path.relative_to(folder), image) for path, image in zip(files, found, strict=True) if image is not None]
-    if not kept:
+    places, images, damaged = read_images(files, shape)
+    report_damaged(folder, damaged)
+    if not images:
         raise ValueError("found no image, expected one or more")
-    return [path for path, _ in kept], torch.stack([image for _, image in kept])
+    return [files[i].relative_to(folder) for i in places], torch.stack(images)
 
 
 def read_folder(folder: Path, shape: Shape, test_fraction: float, seed: int) -> list[Labelled]:

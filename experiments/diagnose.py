@@ -33,7 +33,6 @@ def load_with_priors(run: str) -> "ConvNet":
     """The network of a run of train-bnn.py with its priors and trained reverse models. Raises UserError."""
     import utils
     from models.build import set_priors
-    from models.priors import NormalPrior
     from runs.checkpoint import load_state
 
     net, params = utils.load_network(run)
@@ -42,10 +41,6 @@ def load_with_priors(run: str) -> "ConvNet":
     args = load_script(find_script(SCRIPT))["parse"](["--config", f"{run}/params.yaml"])
     with user_error(f"RUN_DIR {run}:"):
         set_priors(net, args.priors, utils.load_sources(args, "cpu"), vars(args))
-    from models.bayes import bayesian_layers
-
-    for layer in bayesian_layers(net.classifier):
-        layer.prior = NormalPrior(args.classifier_lamb or args.lamb)
     net.load_state_dict(load_state(f"{run}/model.torch"))
     return net
 

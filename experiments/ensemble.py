@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     tests = []
     for run, (_, params) in zip(args.runs, loaded, strict=True):
         with user_error(f"{run}/params.yaml:"):
-            tests.append(utils.load_test_data(params))
+            tests.append(utils.check_test_data(params, *utils.load_run_data(params)))
     test = tests[0]
     for run, other in zip(args.runs, tests, strict=True):
         if not torch.equal(other.images, test.images):

@@ -40,7 +40,7 @@ from runs.types import SEED, WHOLE, number_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
 from sweeps.tables import mean_scores, summary
-from sweeps.trials import find_script, make_trial
+from sweeps.trials import line_trials
 
 Score = dict[str, float]
 
@@ -56,7 +56,7 @@ class Sweeps:
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
-        trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
+        trials = line_trials(script, lines)
         return run_sweep(f"{self.name}-{name}", trials, self.resources, self.command, accepted)
 
     def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:

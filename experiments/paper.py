@@ -16,7 +16,7 @@ from runs.types import data_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_sweep
 from sweeps.grid import split_command
 from sweeps.tables import summary
-from sweeps.trials import find_script, make_trial
+from sweeps.trials import line_trials
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
@@ -43,8 +43,7 @@ class Experiment(NamedTuple):
 
         `{cifar10}` in the arguments stands for the option's value.
         """
-        lines = [line.format(cifar10=shlex.quote(self.cifar10)) for line in lines]
-        trials = [make_trial(find_script(script), shlex.split(line), line) for line in lines]
+        trials = line_trials(script, [line.format(cifar10=shlex.quote(self.cifar10)) for line in lines])
         return run_sweep(f"{self.name}-{self.scale}-{part}", trials, self.resources, self.command)
 
 

@@ -50,9 +50,9 @@ def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor",
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
         if all(map(os.path.exists, (data, params["data"]))) and os.path.samefile(data, params["data"]):
-            test = utils.load_test_data(params)
-            _, part = read_folder(Path(data), shape, *utils.folder_split(params))
-            return [os.path.relpath(file, data) for file in part.files], *test
+            parts = read_folder(Path(data), shape, *utils.folder_split(params))
+            sets = [utils.DataSet(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]
+            return [os.path.relpath(file, data) for file in parts[1].files], *utils.check_test_data(params, *sets)
         files, images = read_any(folder, shape)
     numbers = {name: i for i, name in enumerate(classes)}
     labels = [numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files]

@@ -6,10 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.bayes import BayesConv2d, BayesLayer
+from models.bayes import BayesConv2d, BayesLayer, bayesian_layers
 from models.configs import INITS, MODELS, PRIORS, VAES, imported
 from models.flow import KernelFlow
 from models.network import ConvNet
+from models.priors import NormalPrior
 from models.vae import BLOCK, KernelVAE
 
 # The objects that a conv layer's initialization and prior need, by name in `models.configs.SOURCES`.
@@ -105,7 +106,9 @@ def init_network(
 
 
 def set_priors(net: ConvNet, names: Sequence[str], sources: Sequence[Sources], options: Mapping[str, Any]) -> None:
-    """Give each Bayesian conv layer its prior, on the layer's device.
+    """Give each Bayesian conv layer its prior, on the layer's device, and Bayesian layers of the classifier N(0, S^2).
+
+    S is the option `classifier_lamb`, or `lamb` if that is None.
 
     Parameters
     ----------
@@ -126,3 +129,5 @@ def set_priors(net: ConvNet, names: Sequence[str], sources: Sequence[Sources], o
                 layer.prior = imported(row.builds)(**arguments).to(conv_weight(layer).device)
             except ValueError as error:
                 raise ValueError(f"prior {name!r} of conv {i}: {error}") from None
+    for layer in bayesian_layers(net.classifier):
+        layer.prior = NormalPrior(options["classifier_lamb"] or options["lamb"])

@@ -161,6 +161,11 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     return replace(trial, key=digest.hexdigest()[:16])
 
 
+def line_trials(script: str, lines: Sequence[str]) -> list[Trial]:
+    """The trials of a script, by its name, from their arguments as lines of a shell. Raises UserError."""
+    return [make_trial(find_script(script), shlex.split(line), line) for line in lines]
+
+
 def last_line(path: Path, code: int) -> str:
     """The last line of a file of error output; if the file is empty, how the process ended with this return code."""
     lines = path.read_bytes()[-10_000:].decode(errors="replace").split("\n")

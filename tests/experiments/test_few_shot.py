@@ -10,6 +10,7 @@ from scipy import stats
 from experiments import few_shot
 from experiments.methods import PREDICTIONS, SOURCES, Method
 from runs.log import read_rows
+from sweeps import trials as sweep_trials
 from tests.conftest import network_argv
 
 
@@ -44,12 +45,12 @@ def trials(small_inputs, script, monkeypatch):
     }
     monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", methods)
-    make = few_shot.make_trial
+    make = sweep_trials.make_trial
 
     def make_small(path, words, label):  # the small data sets have no MNIST, and 10 images to train on
         return make(path, [{"mnist": "not-mnist", "12": "10"}.get(word, word) for word in words], label)
 
-    monkeypatch.setattr(few_shot, "make_trial", make_small)
+    monkeypatch.setattr(sweep_trials, "make_trial", make_small)
     return done
 
 

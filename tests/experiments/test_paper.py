@@ -9,6 +9,7 @@ from experiments import classification, convergence, feature_extraction, few_sho
 from experiments.methods import Method
 from runs.errors import UserError
 from runs.log import read_rows
+from sweeps import trials as sweep_trials
 from tests.conftest import network_argv
 
 REPORT = "# Results\n\n<!-- {0} -->\nold\n<!-- end of {0} -->\n\nA sentence.\n"
@@ -107,15 +108,12 @@ def test_classification(run, small_inputs, monkeypatch):
     monkeypatch.setattr(few_shot, "METHODS", methods)
     bnn = " ".join([*network_argv(small_inputs, "fconv", "bayes", "vae")[2:], "--ens 10"])
     monkeypatch.setattr(classification, "AS_PUBLISHED", {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)})
-    make = {module: module.make_trial for module in (paper, few_shot)}
-    for module in make:  # the small data sets have no MNIST
-        monkeypatch.setattr(
-            module,
-            "make_trial",
-            lambda path, words, label, own=make[module]: own(
-                path, [{"mnist": "not-mnist"}.get(w, w) for w in words], label
-            ),
-        )
+    make = sweep_trials.make_trial
+
+    def make_small(path, words, label):  # the small data sets have no MNIST
+        return make(path, [{"mnist": "not-mnist"}.get(word, word) for word in words], label)
+
+    monkeypatch.setattr(sweep_trials, "make_trial", make_small)
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
     parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
     rows, logs = run(classification, lambda small: parts)

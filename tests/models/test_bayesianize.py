@@ -74,7 +74,7 @@ def test_layers_of_a_nested_network(vae):
 
 
 def test_kernels_of_the_prior(vae):
-    """Asked for, the means are kernels that the decoder gives, and only where there is a VAE."""
+    """With `draw` the means of a conv of the VAE's size are kernels that its decoder gives; other convs keep theirs."""
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 2, 5))
     before = net[1].weight.clone()
     bayesianize(net, {3: vae}, draw=True)
