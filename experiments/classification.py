@@ -87,10 +87,11 @@ Results = dict[str, dict[int, list[Score]]]  # scores of each split by method an
 
 def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
     """The results of methods with their chosen settings, and the run directories. Writes settings.yaml."""
-    sweeps = Sweeps(experiment.resources, experiment.command, f"classification-{experiment.scale}")
+    sweeps = Sweeps(experiment.resources, experiment.command)
     chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
-    settings = {name: [setting] for name, (setting, _) in chosen.items()}
-    write_yaml(experiment.out / "settings.yaml", {name: {"chosen": s, "tried": t} for name, (s, t) in chosen.items()})
+    settings = {name: [own.setting] for name, own in chosen.items()}
+    text = {name: {"chosen": own.setting, "tried": own.tried} for name, own in chosen.items()}
+    write_yaml(experiment.out / "settings.yaml", text)
     results: Results = {name: {} for name in part.methods}
     roots = []
     for n, splits in part.splits.items():

@@ -28,7 +28,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.methods import METHODS, PREDICTIONS, SOURCES, with_kernels
 from runs.directory import dwp_path
@@ -107,29 +107,40 @@ def read_score(method: str, root: Path) -> Score:
     return {score: last[column] for score, column in PREDICTIONS[METHODS[method].prediction].columns.items()}
 
 
-def choose(method: str, roots: Sequence[Path | None], by: str) -> tuple[dict[str, Score | None], str]:
-    """The mean scores over the tasks of each setting of a method, and the setting with the best of the score `by`.
+class Chosen(NamedTuple):
+    """The setting of a method that is best on some tasks, the mean scores of each that was tried, and its runs.
 
-    A setting with a failed run has None. Raises UserError where all have.
+    A setting with a failed run has no score, and is not chosen.
+    """
+
+    setting: str
+    tried: dict[str, Score | None]
+    roots: list[Path]
+
+
+def choose(method: str, roots: Sequence[Path | None], by: str) -> Chosen:
+    """The best setting of a method by the mean of the score `by` over the tasks.
+
+    `roots` are the runs of each setting on each task; the task varies fastest. Raises UserError where no setting has
+    all.
     """
     settings = METHODS[method].settings
     tasks, means = len(roots) // len(settings), {}
-    for i, setting in enumerate(settings):
-        own = roots[i * tasks : (i + 1) * tasks]
+    runs = {setting: list(roots[i * tasks : (i + 1) * tasks]) for i, setting in enumerate(settings)}
+    for setting, own in runs.items():
         means[setting] = mean_scores([read_score(method, root) for root in own]) if all(own) else None
     finished = [setting for setting in settings if means[setting]]
     if not finished:
         raise UserError(f"--methods: found no setting of {method} whose runs all finished, expected one")
-    return means, (max if by == "acc" else min)(finished, key=lambda setting: means[setting][by])
+    best = (max if by == "acc" else min)(finished, key=lambda setting: means[setting][by])
+    return Chosen(best, means, runs[best])
 
 
-def tune(
-    sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str
-) -> dict[str, tuple[str, dict[str, Score | None]]]:
-    """For each method the setting that is best on tasks of that many letters, and what `choose` returns of all."""
+def tune(sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str) -> dict[str, Chosen]:
+    """For each method the setting that is best on tasks of that many letters."""
     settings = {method: METHODS[method].settings for method in methods}
     tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=True)
-    return {method: choose(method, roots, by)[::-1] for method, roots in tuned.items()}
+    return {method: choose(method, roots, by) for method, roots in tuned.items()}
 
 
 def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
@@ -240,10 +251,10 @@ def main(argv: list[str] | None = None) -> None:
     for n in args.num_examples:
         letters = args.tune_examples or n
         found = tune(sweeps, args.methods, letters, args.tune_splits, args.choose_by)
-        chosen = {method: [setting] for method, (setting, _) in found.items()}
-        for method, (setting, means) in found.items():
-            settings[f"{n} images, {method}"] = setting
-            settings[f"{n} images, {method}, tried"] = means
+        chosen = {method: [own.setting] for method, own in found.items()}
+        for method, own in found.items():
+            settings[f"{n} images, {method}"] = own.setting
+            settings[f"{n} images, {method}, tried"] = own.tried
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
         results = sweeps.train(str(n), chosen, n, args.splits, args.seeds)
         by_method = {
@@ -252,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         more = {method: setting for method, setting in chosen.items() if args.ensemble and METHODS[method].ensemble}
         members = range(args.seeds[0], args.seeds[0] + args.ensemble)
-        for method, roots in sweeps.train(f"{n}-ensembles", more, n, args.splits, members).items():
+        for method, roots in sweeps.train(str(n), more, n, args.splits, members).items():
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
             by_method[f"ensemble of {args.ensemble}: {method}"] = [ensemble_score(method, group) for group in groups]
         rows += result_rows(n, by_method)

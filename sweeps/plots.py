@@ -16,7 +16,8 @@ from runs.files import atomic_write
 
 # Distinct for color-blind readers (Okabe and Ito 2008).
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-plt.rcParams["axes.prop_cycle"] = plt.cycler(color=CYCLE)
+# Solid lines, then dashed ones.
+plt.rcParams["axes.prop_cycle"] = plt.cycler(linestyle=("-", "--")) * plt.cycler(color=CYCLE)
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
 LATENT_STEPS = 7
@@ -53,14 +54,23 @@ class Curve(NamedTuple):
 
 
 def plot_panels(
-    panels: dict[str, list[Curve]], xlabel: str, title: str = "", log: bool = False, bands: bool = False
+    panels: dict[str, list[Curve]],
+    xlabel: str | Sequence[str],
+    title: str = "",
+    log: bool = False,
+    bands: bool = False,
+    rows: int = 1,
 ) -> plt.Figure:
-    """A figure of panels side by side, by the label of the y-axis. The first panel's legend is for all panels.
+    """A figure of panels in rows, by the label of the y-axis. The first panel's legend is for all panels.
 
-    With `bands` the spread is a band around a line, otherwise a bar at each point.
+    `xlabel` is the label of the x-axis, or one for each panel. With `bands` the spread is a band around a line,
+    otherwise a bar at each point.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="tight", squeeze=False)
-    for axis, (ylabel, curves) in zip(axes[0], panels.items(), strict=True):
+    columns = len(panels) // rows
+    size = (4.5 * columns, 3.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
+    xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    for axis, xlabel, (ylabel, curves) in zip(axes.flat, xlabels, panels.items(), strict=True):
         for curve in curves:
             if bands:
                 (line,) = axis.plot(curve.x, curve.y, label=curve.label)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import classification, convergence, feature_extraction, few_shot, paper
+from experiments import classification, convergence, feature_extraction, few_shot, paper, uncertainty
 from experiments.methods import Method
 from runs.errors import UserError
 from runs.log import read_rows
@@ -23,10 +23,16 @@ def run(sandbox, script, small_inputs, monkeypatch):
     def run_sweep(name, trials, resources, command, accepted=""):
         return [script(trial.script_name).main(list(trial.argv)).root for trial in trials]
 
-    def small(text):
-        """The arguments of runs on the data set of the tests, in small batches."""
-        return re.sub(r"--bs \d+", "--bs 10", text.replace("--data mnist", "--data not-mnist"))
+    make = sweep_trials.make_trial
 
+    def make_small(path, words, label):  # the small data sets have no MNIST
+        return make(path, [{"mnist": "not-mnist"}.get(word, word) for word in words], label)
+
+    def small(text):
+        """The arguments of runs in small batches."""
+        return re.sub(r"--bs \d+", "--bs 10", text)
+
+    monkeypatch.setattr(sweep_trials, "make_trial", make_small)
     monkeypatch.setattr(paper, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
     monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
@@ -108,12 +114,6 @@ def test_classification(run, small_inputs, monkeypatch):
     monkeypatch.setattr(few_shot, "METHODS", methods)
     bnn = " ".join([*network_argv(small_inputs, "fconv", "bayes", "vae")[2:], "--ens 10"])
     monkeypatch.setattr(classification, "AS_PUBLISHED", {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)})
-    make = sweep_trials.make_trial
-
-    def make_small(path, words, label):  # the small data sets have no MNIST
-        return make(path, [{"mnist": "not-mnist"}.get(word, word) for word in words], label)
-
-    monkeypatch.setattr(sweep_trials, "make_trial", make_small)
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
     parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
     rows, logs = run(classification, lambda small: parts)
@@ -137,7 +137,7 @@ def test_classification(run, small_inputs, monkeypatch):
 FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
 
 
-MODULES = (classification, convergence, feature_extraction)
+MODULES = (classification, convergence, feature_extraction, uncertainty)
 PARTS = [(m, scale, part) for m in MODULES for scale, parts in m.SCALES.items() for part in parts]
 
 

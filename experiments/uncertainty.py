@@ -1,0 +1,353 @@
+"""How far predictions from few images can be trusted: calibration, rejection, foreign images, and images that shift.
+
+    python -m experiments.uncertainty --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
+
+The methods, their settings and their runs are those of `experiments.few_shot`: what it has trained is not trained
+again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo et al. 2017): the
+logits are divided by the temperature with the least NLL on the letters that chose the method's setting, because MNIST's
+labels choose nothing. Seeds are averaged per split; errors are over splits.
+
+- Test images: accuracy, NLL, ECE (expected calibration error), Brier score, and the reliability diagram.
+- Rejection: the accuracy on the images that remain when those with the largest entropy are left out.
+- Foreign images: the AUROC of MNIST's test images against letters of notMNIST, by the entropy and by the mutual
+  information of label and weights. A network that is deterministic has no mutual information. The kernels of data/fconv
+  come from networks that were trained on letters, so letters are not foreign to its methods in every sense.
+- Shift: test images that are rotated, blurred or noisy, in five strengths.
+
+The predictions of a run are kept in the folder of the results, so a stopped evaluation continues.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments.few_shot import Sweeps, by_split, result_rows, tune
+from experiments.methods import METHODS, PREDICTIONS
+from experiments.paper import Experiment, mean_text, parse, write_report
+from runs.errors import one_line_errors
+from runs.files import atomic_write, write_yaml
+from runs.log import write_csv
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sweeps.plots import Curve
+    from utils import DataSet
+
+FOREIGN = "not-mnist"
+# Strengths: degrees, standard deviation of the blur in pixels, standard deviation of the noise with pixels in [0, 1].
+SHIFTS = {
+    "rotation": (15, 30, 45, 60, 75),
+    "blur": (0.5, 1, 1.5, 2, 2.5),
+    "noise": (0.1, 0.2, 0.3, 0.4, 0.5),
+}
+REJECTED = [i / 20 for i in range(19)]  # shares of the images
+SCORES = {"acc": "accuracy", "nll": "NLL, nats", "ece": "ECE", "brier": "Brier"}
+AUROCS = {"entropy": "AUROC, entropy", "mutual_information": "AUROC, mutual information"}
+
+
+class Part(NamedTuple):
+    """Training sizes and what is compared.
+
+    methods : names in `experiments.methods`; the first is compared with each.
+    ensembles, members : of which methods there is an ensemble of how many networks, with seeds from the first on.
+    scaled : methods, with one network each, that also have a temperature.
+    tune_splits, letters : of the tasks that choose settings and temperatures.
+    subset : images at most in each shift, and letters.
+    """
+
+    num_examples: int
+    splits: Sequence[int] = range(10)
+    seeds: Sequence[int] = (42,)
+    methods: Sequence[str] = ("dwp", "sn", "gauss", "no", "frozen", "l2", "dropout")
+    ensembles: Sequence[str] = ("frozen",)
+    members: int = 5
+    scaled: Sequence[str] = ("frozen", "l2")
+    tune_splits: Sequence[int] = range(100, 106)
+    letters: int = 50
+    subset: int = 1000
+
+
+PAPER = {"seeds": (42, 43, 44), "ensembles": ("dwp", "map", "frozen"), "subset": 10**6}
+SCALES = {
+    "smoke": {"10": Part(10, (0, 1), (42,), ("frozen", "l2"), members=2, tune_splits=(100,), letters=10, subset=20)},
+    "laptop": {"50": Part(50), "200": Part(200, range(5))},
+    "paper": {str(n): Part(n, **PAPER) for n in (50, 200)},
+}
+
+
+class Predictions(NamedTuple):
+    """Predictions of images: log probabilities (n, n_classes), and the mean entropy (n,) of a draw's distribution."""
+
+    log_p: "Tensor"
+    aleatoric: "Tensor"
+
+    def uncertainty(self) -> dict[str, "Tensor"]:
+        """Entropy of the predictions, and mutual information, (n,) each in nats."""
+        entropy = -(self.log_p.exp() * self.log_p.clamp(min=-1e4)).sum(1)
+        return {"entropy": entropy, "mutual_information": (entropy - self.aleatoric).clamp(min=0)}
+
+
+Predicted = dict[str, Predictions]  # by the name of the images
+
+
+def shifted(images: "Tensor", shift: str, strength: float) -> "Tensor":
+    """Images (n, c, h, w) in uint8, rotated by so many degrees, blurred or noisy (see SHIFTS)."""
+    import torch
+    from torchvision.transforms.v2 import functional as transforms
+
+    if shift == "rotation":
+        return transforms.rotate(images, strength, transforms.InterpolationMode.BILINEAR)
+    if shift == "blur":
+        return transforms.gaussian_blur(images, [2 * round(3 * strength) + 1] * 2, [strength] * 2)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 255 * strength * noise).round().clamp(0, 255).byte()
+
+
+def evaluated_sets(test: "DataSet", subset: int) -> dict[str, "DataSet"]:
+    """All test images as "test", letters as FOREIGN; some test images as "unchanged", and as "<shift> <strength>"."""
+    import torch
+
+    import utils
+
+    def some(data: utils.DataSet) -> utils.DataSet:
+        return data[torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:subset]]
+
+    part = some(test)
+    sets = {"test": test, FOREIGN: some(utils.load_data(FOREIGN)[1]), "unchanged": part}
+    for shift, strengths in SHIFTS.items():
+        for strength in strengths:
+            sets[f"{shift} {strength}"] = utils.DataSet(shifted(part.images, shift, strength), part.labels)
+    return sets
+
+
+def predict_run(root: Path, method: str, sets: dict[str, "DataSet"], path: Path) -> Predicted:
+    """The predictions of a run for each set of images, read from `path` if it exists and written there otherwise."""
+    import torch
+
+    import utils
+    from models.metrics import ensemble_log_probs, uncertainty
+    from runs.device import choose_device
+
+    prediction = PREDICTIONS[METHODS[method].prediction]
+    arrays: dict[str, np.ndarray] = {}
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    if any(len(arrays.get(f"{name}/log_p", ())) != len(data.labels) for name, data in sets.items()):
+        device = choose_device("auto")
+        net, params = utils.load_network(root, device)
+        net.train(prediction.dropout)
+        for name, data in sets.items():
+            torch.manual_seed(params["seed"])  # of dropout
+            moved = utils.DataSet(*(t.to(device) for t in data))
+            kind = (prediction.mode, prediction.samples)
+            log_p = utils.predict_log_probs(net, moved, *kind, params["test_bs"], seed=params["seed"]).cpu()
+            parts = Predictions(ensemble_log_probs(log_p), uncertainty(log_p)["aleatoric"])
+            arrays |= {f"{name}/{part}": values.numpy() for part, values in parts._asdict().items()}
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+    load = {part: [torch.from_numpy(arrays[f"{name}/{part}"]) for name in sets] for part in Predictions._fields}
+    return {name: Predictions(*values) for name, *values in zip(sets, *load.values(), strict=True)}
+
+
+def ensemble(members: Sequence[Predicted]) -> Predicted:
+    """The predictions of an ensemble: its draws are those of all members."""
+    import torch
+
+    from models.metrics import ensemble_log_probs
+
+    def mean(own: Sequence[Predictions]) -> Predictions:
+        log_p, aleatoric = (torch.stack(values) for values in zip(*own, strict=True))
+        return Predictions(ensemble_log_probs(log_p), aleatoric.mean(0))
+
+    return {name: mean([member[name] for member in members]) for name in members[0]}
+
+
+def scaled(own: Predicted, temperature: float) -> Predicted:
+    """The predictions of a deterministic network whose logits are divided by the temperature."""
+
+    def scale(predictions: Predictions) -> Predictions:
+        log_p = (predictions.log_p / temperature).log_softmax(1)
+        return Predictions(log_p, Predictions(log_p, predictions.aleatoric).uncertainty()["entropy"])
+
+    return {name: scale(predictions) for name, predictions in own.items()}
+
+
+def best_temperature(log_p: Sequence["Tensor"], labels: "Tensor") -> float:
+    """The temperature with the least mean NLL of networks' log probabilities (n, n_classes) for labels (n,)."""
+    import torch.nn.functional as F
+    from scipy.optimize import minimize_scalar
+
+    def nll(log_temperature: float) -> float:
+        return sum(F.nll_loss((one.double() / np.exp(log_temperature)).log_softmax(1), labels).item() for one in log_p)
+
+    return float(np.exp(minimize_scalar(nll, bounds=(-5, 5), method="bounded").x))
+
+
+def measure(predicted: Predicted, sets: dict[str, "DataSet"]) -> dict[str, float]:
+    """All numbers of one network: scores by "<images>/<score>", AUROCs, and accuracies by "rejected/<share>"."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    from models.metrics import scores
+
+    found = {}
+    for name, own in predicted.items():
+        if name != FOREIGN:
+            found |= {f"{name}/{score}": value for score, value in scores(own.log_p, sets[name].labels).items()}
+    test, foreign = predicted["test"].uncertainty(), predicted[FOREIGN].uncertainty()
+    for kind in AUROCS:
+        values = torch.cat([test[kind], foreign[kind]])
+        target = torch.arange(len(values)) >= len(test[kind])
+        # torchmetrics takes scores in [0, 1].
+        found[f"auroc/{kind}"] = binary_auroc(values / values.max().clamp(min=1e-12), target.long()).item()
+    order = test["entropy"].argsort(stable=True)
+    right = (predicted["test"].log_p.argmax(1) == sets["test"].labels)[order].double()
+    for share in REJECTED:
+        found[f"rejected/{share:g}"] = right[: round((1 - share) * len(right))].mean().item()
+    return found
+
+
+def reliability(predicted: Sequence[Predicted], labels: "Tensor") -> tuple[list[float], list[float]]:
+    """Mean confidence and accuracy, of all networks together, in bins of equal width that are not empty."""
+    from sklearn.calibration import calibration_curve
+
+    from models.metrics import BINS
+
+    right = np.concatenate([(own["test"].log_p.argmax(1) == labels).numpy() for own in predicted])
+    confidence = np.concatenate([own["test"].log_p.exp().amax(1).clamp(max=1).numpy() for own in predicted])
+    accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
+    return mean.tolist(), accuracy.tolist()
+
+
+def temperature_of(method: str, roots: Sequence[Path], folder: Path) -> float:
+    """The temperature of a method's networks by the runs on letters that chose its setting."""
+    import utils
+
+    test = utils.load_data(METHODS[method].tune_data)[1]
+    found = [predict_run(root, method, {"test": test}, folder / f"letters-{root.name}.npz") for root in roots]
+    return best_temperature([own["test"].log_p for own in found], test.labels)
+
+
+def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predicted]], dict[str, "DataSet"], list[Path]]:
+    """The predictions by method, whose seed varies fastest and then the split; the images; the run directories."""
+    import utils
+
+    sweeps, out = Sweeps(experiment.resources, experiment.command), experiment.out / "predictions"
+    chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
+    settings = {method: [own.setting] for method, own in chosen.items()}
+    runs = sweeps.train(str(part.num_examples), settings, part.num_examples, part.splits, part.seeds)
+    members = range(part.seeds[0], part.seeds[0] + part.members)
+    more = {method: settings[method] for method in part.ensembles}
+    ensembles = sweeps.train(str(part.num_examples), more, part.num_examples, part.splits, members)
+    roots = [root for found in (*runs.values(), *ensembles.values()) for root in found]
+
+    sets = evaluated_sets(utils.load_run_data(utils.load_network(roots[0])[1])[1], part.subset)
+
+    def predict(method: str, roots: Sequence[Path]) -> list[Predicted]:
+        return [predict_run(root, method, sets, out / f"{method}-{root.name}.npz") for root in roots]
+
+    found = {method: predict(method, own) for method, own in runs.items()}
+    temperatures = {method: temperature_of(method, chosen[method].roots, out) for method in part.scaled}
+    for method, temperature in temperatures.items():
+        found[f"{method}, temperature"] = [scaled(own, temperature) for own in found[method]]
+    for method, own in ensembles.items():
+        each = predict(method, own)
+        groups = [each[i : i + part.members] for i in range(0, len(each), part.members)]
+        found[f"{part.members} x {method}"] = [ensemble(group) for group in groups]
+    text = {method: {"chosen": own.setting, "tried": own.tried} for method, own in chosen.items()}
+    write_yaml(experiment.out / f"settings-{part.num_examples}.yaml", text | {"temperatures": temperatures})
+    return found, sets, roots
+
+
+def tables_of(numbers: dict[str, list[dict[str, float]]], n: int) -> dict[str, list[list[str]]]:
+    """The tables of a training size from the numbers of each method by split: test images, and the middle strengths."""
+    rows = [["method", *SCORES.values(), "ECE of {} minus this", *AUROCS.values(), "accuracy, half rejected"]]
+    first = next(iter(numbers))
+    rows[0] = [header.format(first) for header in rows[0]]
+    plain = {method: [{s: split[f"test/{s}"] for s in SCORES} for split in own] for method, own in numbers.items()}
+    differences = {row["method"]: row for row in result_rows(n, plain)}
+    for method, own in numbers.items():
+        columns = [f"test/{score}" for score in SCORES] + [f"auroc/{kind}" for kind in AUROCS] + ["rejected/0.5"]
+        cells = [mean_text([split[column] for split in own], 3) for column in columns]
+        row = differences[method]
+        interval = f"{row['ece_difference']:+.3f} ± {row['ece_difference_interval']:.3f}" if method != first else ""
+        deterministic = all(split["auroc/mutual_information"] == 0.5 for split in own)
+        cells[-2] = "" if deterministic else cells[-2]
+        rows.append([method, *cells[: len(SCORES)], interval, *cells[len(SCORES) :]])
+    middle = {shift: f"{shift} {strengths[2]}" for shift, strengths in SHIFTS.items()}
+    shift_rows = [
+        ["method", *(f"{name}: {SCORES[score]}" for name in middle.values() for score in ("acc", "nll", "ece"))]
+    ]
+    for method, own in numbers.items():
+        cells = [
+            mean_text([s[f"{name}/{score}"] for s in own], 3)
+            for name in middle.values()
+            for score in ("acc", "nll", "ece")
+        ]
+        shift_rows.append([method, *cells])
+    return {f"{n} images, test images:": rows, f"{n} images, shifted test images:": shift_rows}
+
+
+def panels_of(
+    numbers: dict[str, list[dict[str, float]]], diagrams: dict[str, tuple[list[float], list[float]]], n: int
+) -> dict[str, tuple[str, list["Curve"]]]:
+    """The panels of a training size, by the label of the y-axis: the label of the x-axis, and the curves."""
+    from sweeps.plots import Curve
+
+    def curves(x: Sequence[float], columns: Sequence[str]) -> list[Curve]:
+        means = {
+            m: [float(np.mean([split[column] for split in own])) for column in columns] for m, own in numbers.items()
+        }
+        return [Curve(method, x, y) for method, y in means.items()]
+
+    panels = {
+        f"{n} images: accuracy": (
+            "confidence",
+            [*(Curve(method, *diagram) for method, diagram in diagrams.items()), Curve("calibrated", (0, 1), (0, 1))],
+        ),
+        f"{n} images: accuracy of the rest": (
+            "share of the images rejected",
+            curves(REJECTED, [f"rejected/{share:g}" for share in REJECTED]),
+        ),
+    }
+    units = {"rotation": "degrees", "blur": "pixels", "noise": "of a range of 1"}
+    for shift, strengths in SHIFTS.items():
+        columns = ["unchanged/nll", *(f"{shift} {strength}/nll" for strength in strengths)]
+        panels[f"{n} images: NLL in nats, {shift}"] = (f"{shift}, {units[shift]}", curves([0, *strengths], columns))
+    return panels
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    experiment = parse("uncertainty", __doc__, SCALES, argv)
+    tables: dict[str, list[list[str]]] = {}
+    panels: dict[str, tuple[str, list[Any]]] = {}
+    roots: list[Path] = []
+    rows = []
+    for name in experiment.parts:
+        part = SCALES[experiment.scale][name]
+        predicted, sets, own = evaluate(experiment, part)
+        roots += own
+        measured = {method: [measure(one, sets) for one in found] for method, found in predicted.items()}
+        numbers = {method: by_split(found, len(part.splits)) for method, found in measured.items()}
+        for method, splits in numbers.items():
+            for split, values in zip(part.splits, splits, strict=True):
+                rows.append({"num_examples": part.num_examples, "method": method, "split": split, **values})
+        tables |= tables_of(numbers, part.num_examples)
+        diagrams = {method: reliability(found, sets["test"].labels) for method, found in predicted.items()}
+        panels |= panels_of(numbers, diagrams, part.num_examples)
+    from sweeps.plots import plot_panels, save
+
+    write_csv(experiment.out / "uncertainty.csv", rows)
+    curves = {ylabel: own for ylabel, (_, own) in panels.items()}
+    figure = plot_panels(curves, [xlabel for xlabel, _ in panels.values()], rows=len(experiment.parts))
+    save(figure, experiment.out / "uncertainty.png", vector=True)
+    write_report(experiment, tables, roots)
+
+
+if __name__ == "__main__":
+    main()
