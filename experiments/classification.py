@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.few_shot import Score, Sweeps, by_split, read_score, tune
+from experiments.few_shot import Score, Sweeps, by_split, read_score, settings_text, tune
 from experiments.methods import SHAPE
 from experiments.paper import Experiment, mean_text, parse, published, write_report
 from runs.errors import one_line_errors
@@ -90,8 +90,7 @@ def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
     sweeps = Sweeps(experiment.resources, experiment.command)
     chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
     settings = {name: [own.setting] for name, own in chosen.items()}
-    text = {name: {"chosen": own.setting, "tried": own.tried} for name, own in chosen.items()}
-    write_yaml(experiment.out / "settings.yaml", text)
+    write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
     results: Results = {name: {} for name in part.methods}
     roots = []
     for n, splits in part.splits.items():

@@ -143,6 +143,11 @@ def tune(sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[
     return {method: choose(method, roots, by) for method, roots in tuned.items()}
 
 
+def settings_text(chosen: Mapping[str, Chosen]) -> dict[str, Any]:
+    """The chosen settings and the scores of all that were tried, for a file settings.yaml."""
+    return {method: {"chosen": own.setting, "tried": own.tried} for method, own in chosen.items()}
+
+
 def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
     """The scores on MNIST's test images of the mean of the probabilities of a method's networks."""
     import utils

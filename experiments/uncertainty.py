@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import Sweeps, by_split, result_rows, tune
+from experiments.few_shot import Sweeps, by_split, result_rows, settings_text, tune
 from experiments.methods import METHODS, PREDICTIONS
 from experiments.paper import Experiment, mean_text, parse, write_report
 from runs.errors import one_line_errors
@@ -258,8 +258,9 @@ def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predict
         each = predict(method, own)
         groups = [each[i : i + part.members] for i in range(0, len(each), part.members)]
         found[f"{part.members} x {method}"] = [ensemble(group) for group in groups]
-    text = {method: {"chosen": own.setting, "tried": own.tried} for method, own in chosen.items()}
-    write_yaml(experiment.out / f"settings-{part.num_examples}.yaml", text | {"temperatures": temperatures})
+    write_yaml(
+        experiment.out / f"settings-{part.num_examples}.yaml", settings_text(chosen) | {"temperatures": temperatures}
+    )
     return found, sets, roots
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import classification, convergence, feature_extraction, few_shot, paper, uncertainty
+from experiments import active, classification, convergence, feature_extraction, few_shot, paper, uncertainty
 from experiments.methods import Method
 from runs.errors import UserError
 from runs.log import read_rows
@@ -137,7 +137,7 @@ def test_classification(run, small_inputs, monkeypatch):
 FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
 
 
-MODULES = (classification, convergence, feature_extraction, uncertainty)
+MODULES = (active, classification, convergence, feature_extraction, uncertainty)
 PARTS = [(m, scale, part) for m in MODULES for scale, parts in m.SCALES.items() for part in parts]
 
 

@@ -1,0 +1,176 @@
+"""Which image to label next: accuracy against labels, by uncertainty and at random.
+
+    python -m experiments.active --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
+
+A network learns from a few labelled images of MNIST, predicts the unlabelled ones of a pool, and the images that a
+strategy picks get their labels: those with the largest mutual information of label and weights (Houlsby et al. 2011),
+those with the largest entropy, or random ones. Then a new network is trained, and so on. The methods have the settings
+that `experiments.few_shot` chooses on letters; with one seed all strategies start from the same images and networks.
+
+The figure has means and standard deviations over seeds. The table also has the mean accuracy over all numbers of
+labels, and its paired difference from that of random images with half of the 95% interval (Student's t over seeds).
+Predictions are kept in the folder of the results, so a stopped experiment continues.
+"""
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments.few_shot import Sweeps, settings_text, tune
+from experiments.methods import METHODS
+from experiments.paper import Experiment, mean_text, parse, write_report
+from experiments.uncertainty import Predictions, predict_run
+from runs.errors import one_line_errors
+from runs.files import atomic_write, write_yaml
+from sweeps.tables import summary
+
+if TYPE_CHECKING:
+    from utils import DataSet
+
+STRATEGIES = ("mutual_information", "entropy", "random")
+Chain = tuple[str, str, int]  # method, strategy, seed
+
+
+class Part(NamedTuple):
+    """An experiment.
+
+    numbers : of labels, of the first network to the last.
+    pool, test : images at most.
+    shown : numbers of labels in the table.
+    tune_splits, letters : of the tasks that choose settings.
+    """
+
+    numbers: Sequence[int] = range(20, 201, 10)
+    seeds: Sequence[int] = range(5)
+    methods: Sequence[str] = ("dwp", "sn")
+    pool: int = 2000
+    test: int = 2000
+    shown: Sequence[int] = (20, 50, 100, 200)
+    tune_splits: Sequence[int] = range(100, 106)
+    letters: int = 50
+    data: str = "mnist"
+
+
+SCALES = {
+    "smoke": {"mnist": Part((10, 20), (0, 1), ("dropout",), 50, 50, (10, 20), (100,), 10)},
+    "laptop": {"mnist": Part()},
+    "paper": {"mnist": Part(pool=10**6, test=10**6)},
+}
+
+
+def picked(strategy: str, predictions: Predictions, labelled: Sequence[int], n: int, seed: int) -> list[int]:
+    """The n images of the pool, by index, that a strategy labels next; `labelled` are those that have labels."""
+    values = (
+        np.random.default_rng([seed, len(labelled)]).random(len(predictions.log_p))
+        if strategy == "random"
+        else predictions.uncertainty()[strategy].numpy()
+    )
+    left = np.setdiff1d(np.arange(len(values)), labelled)
+    return left[np.argsort(-values[left], kind="stable")[:n]].tolist()
+
+
+def write_labelled(folder: Path, pool: "DataSet", index: Sequence[int]) -> Path:
+    """An npz file, in MedMNIST's layout and named by the indices, of labelled images of the pool."""
+    path = folder / f"{len(index)}-{hashlib.sha256(np.array(index).tobytes()).hexdigest()[:16]}.npz"
+    if not path.exists():
+        chosen = pool[list(index)]
+        with atomic_write(path) as file:
+            images = chosen.images.permute(0, 2, 3, 1).squeeze(3).numpy()
+            np.savez_compressed(file, train_images=images, train_labels=chosen.labels.numpy())
+    return path
+
+
+def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[float]], list[Path]]:
+    """The accuracies of each chain by number of labels, and the run directories."""
+    import torch
+
+    import utils
+
+    sweeps = Sweeps(experiment.resources, experiment.command)
+    chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
+    write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
+    pool, test = (
+        data[torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:most]]
+        for data, most in zip(utils.load_data(part.data), (part.pool, part.test), strict=True)
+    )
+    sets = {"pool": pool, "test": test}
+    starts = {seed: utils.few_shot_split(pool.labels, part.numbers[0], seed).tolist() for seed in part.seeds}
+    labelled = {
+        (method, strategy, seed): starts[seed]
+        for method in part.methods
+        for strategy in STRATEGIES
+        for seed in part.seeds
+    }
+    accuracies: dict[Chain, list[float]] = {chain: [] for chain in labelled}
+    found: list[Path] = []
+    for number, following in zip(part.numbers, [*part.numbers[1:], None], strict=True):
+        for name in part.methods:
+            method, lines = METHODS[name], {}
+            for chain, index in labelled.items():
+                if chain[0] == name:
+                    file = write_labelled(experiment.out / "labelled", pool, index)
+                    task = f"--data {shlex.quote(str(file))} --seed {chain[2]}"
+                    epochs = method.epochs_of(number)
+                    lines[chain] = f"{method.shared} --epochs {epochs} {chosen[name].setting} {task}"
+            distinct = list(dict.fromkeys(lines.values()))  # strategies start from the same images
+            roots = experiment.run(f"{name}-{number}", method.script, distinct)
+            found += roots
+            by_line = dict(zip(distinct, roots, strict=True))
+            for chain, line in lines.items():
+                root = by_line[line]
+                own = predict_run(root, name, sets, experiment.out / "predictions" / f"{name}-{root.name}.npz")
+                accuracies[chain].append((own["test"].log_p.argmax(1) == test.labels).double().mean().item())
+                if following:
+                    more = picked(chain[1], own["pool"], labelled[chain], following - number, chain[2])
+                    labelled[chain] = [*labelled[chain], *more]
+    return accuracies, found
+
+
+def table_of(part: Part, accuracies: dict[Chain, list[float]]) -> list[list[str]]:
+    """The table, with its headers."""
+    shown = [list(part.numbers).index(number) for number in part.shown]
+    rows = [["method", "images picked by", *(f"{n} labels" for n in part.shown), "mean", "mean minus that of random"]]
+    for method in part.methods:
+        means = {s: [float(np.mean(accuracies[method, s, seed])) for seed in part.seeds] for s in STRATEGIES}
+        for strategy, own in means.items():
+            found = summary([a - b for a, b in zip(own, means["random"], strict=True)])
+            interval = f"{found['mean']:+.3f} ± {found['high'] - found['mean']:.3f}" if strategy != "random" else ""
+            cells = [mean_text([accuracies[method, strategy, seed][i] for seed in part.seeds], 3) for i in shown]
+            rows.append([method, strategy.replace("_", " "), *cells, mean_text(own, 3), interval])
+    return rows
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    experiment = parse("active", __doc__, SCALES, argv)
+    panels: dict[str, list[Any]] = {}
+    tables: dict[str, list[list[str]]] = {}
+    roots: list[Path] = []
+    for name in experiment.parts:
+        part = SCALES[experiment.scale][name]
+        accuracies, own = run_chains(experiment, part)
+        roots += own
+        tables["Accuracy on test images:"] = table_of(part, accuracies)
+        from sweeps.plots import Curve
+
+        for method in part.methods:
+            curves = []
+            for strategy in STRATEGIES:
+                found = [
+                    summary(list(v)) for v in zip(*(accuracies[method, strategy, s] for s in part.seeds), strict=True)
+                ]
+                mean, std = ([point[key] for point in found] for key in ("mean", "std"))
+                curves.append(Curve(strategy.replace("_", " "), list(part.numbers), mean, std))
+            panels[f"{method}: test accuracy"] = curves
+    from sweeps.plots import plot_panels, save
+
+    save(plot_panels(panels, "labels", bands=True), experiment.out / "active.png", vector=True)
+    write_report(experiment, tables, roots)
+
+
+if __name__ == "__main__":
+    main()
