@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import resnet18
 
 from benchmarks import textbook
 from benchmarks.measure import Comparison
 from benchmarks.textbook import ImageDataset, take_step, textbook_copy
-from models.bayes import kl, set_mode
+from models.bayes import Mode, bayesian_layers, bayesianize, kl, set_mode
 from models.build import build_vae
 from models.fconv import FConv
 from models.priors import DeepWeightPrior
 from models.vae import KernelVAE
 from runs.device import autocast, keep_freed_memory
-from utils import DataSet, predict
+from utils import DataSet, predict, predict_log_probs
 
 SAMPLES = 10  # in the ensemble
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def random_images(n: int) -> DataSet:
     return DataSet(pixels, torch.randint(10, (n,), generator=generator))
 
 
-def bnn_step(net: FConv, x: Tensor, y: Tensor) -> Callable[[], None]:
+def bnn_step(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     """A step of train-bnn.py on images x with labels y, which are the whole data set."""
     optimizer = Adam(net.parameters())
     return lambda: take_step(optimizer, len(x) * F.cross_entropy(net(x), y) + kl(net))
@@ -115,6 +116,29 @@ def compare_evaluation(quick: bool) -> Comparison:
     return Comparison(f"evaluation, {n} images, {SAMPLES} samples", ours, theirs)
 
 
+def compare_draws(quick: bool) -> Comparison:
+    """Predictions by draws of the weights and, in the textbook's place, of the pre-activations; both are ours."""
+    net, data = random_bnn(quick).eval(), random_images(50 if quick else 10000)
+    n = len(data.labels)
+
+    def by(mode: Mode) -> Callable[[], Tensor]:
+        return lambda: predict_log_probs(net, data, mode, SAMPLES, n)
+
+    return Comparison(f"{n} images, {SAMPLES} draws of weights, of noise", by("weights"), by("stoch"))
+
+
+def compare_own_network(quick: bool) -> Comparison:
+    """The KL of a Bayesian resnet18 with its gradients and, in the textbook's place, a whole step; both are ours."""
+    torch.manual_seed(0)
+    images, kernels, side = (2, 4, 32) if quick else (32, 4096, 224)
+    vaes = {3: build_vae(3, 2, 4 if quick else 32).eval().requires_grad_(False), 7: random_vae(7, quick)}
+    net = bayesianize(resnet18(num_classes=3), vaes, kernels=kernels)
+    weights = [p for layer in bayesian_layers(net) for p in (layer.mean.weight, layer.var["weight"])]
+    x, y = torch.rand(images, 3, side, side), torch.arange(images) % 3
+    name = f"resnet18: KL, kernels={kernels}; whole step"
+    return Comparison(name, lambda: torch.autograd.grad(kl(net), weights), bnn_step(net, x, y))
+
+
 def compare_vae_epoch(quick: bool, k: int, n: int) -> Comparison:
     """An epoch of train-vae.py on n random kernels."""
     n = 64 if quick else n
@@ -156,6 +180,8 @@ COMPARISONS: list[Callable[[bool], Comparison]] = [
     compare_points,
     compare_step,
     compare_evaluation,
+    compare_draws,
+    compare_own_network,
     partial(compare_vae_epoch, k=7, n=1769),
     partial(compare_vae_epoch, k=5, n=8192),
     partial(compare_net_epoch, widths=(256, 512), n=256, precision="bf16"),

@@ -8,6 +8,7 @@ seconds of a step are measured first, without an evaluation, and every run gets 
 
 import os
 import statistics
+import tempfile
 import timeit
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def step_seconds(vae_list: list[str], kl_kernels: int) -> float:
 
 def last_row(arguments: list[str]) -> Row:
     """Train a network with one thread, and return the last row of the log."""
-    *_, row = train_bnn(arguments, threads=1)
+    with tempfile.TemporaryDirectory() as folder:
+        *_, row = train_bnn(arguments, 1, folder)
     return row
 
 

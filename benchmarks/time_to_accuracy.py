@@ -9,6 +9,7 @@ part of that time.
 import contextlib
 import os
 import statistics
+import tempfile
 import time
 
 from experiments.bnn_runs import ENSEMBLE, bnn_arguments, train_bnn
@@ -34,7 +35,10 @@ def main(argv: list[str] | None = None) -> list[float]:
     times = []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        with contextlib.closing(train_bnn(arguments, threads=os.cpu_count() or 1)) as rows:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.closing(train_bnn(arguments, os.cpu_count() or 1, folder)) as rows,
+        ):
             for row in rows:
                 accuracy = row[ENSEMBLE]
                 if accuracy >= args.target:

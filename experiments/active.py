@@ -23,9 +23,10 @@ import numpy as np
 from experiments.few_shot import Sweeps, settings_text, tune
 from experiments.methods import METHODS
 from experiments.paper import Experiment, mean_text, parse, write_report
+from experiments.subsets import write_npz
 from experiments.uncertainty import Predictions, predict_run
 from runs.errors import one_line_errors
-from runs.files import atomic_write, write_yaml
+from runs.files import write_yaml
 from sweeps.tables import summary
 
 if TYPE_CHECKING:
@@ -73,14 +74,11 @@ def picked(strategy: str, predictions: Predictions, labelled: Sequence[int], n: 
     return left[np.argsort(-values[left], kind="stable")[:n]].tolist()
 
 
-def write_labelled(folder: Path, pool: "DataSet", index: Sequence[int]) -> Path:
-    """An npz file, in MedMNIST's layout and named by the indices, of labelled images of the pool."""
+def labelled_file(folder: Path, pool: "DataSet", index: Sequence[int]) -> Path:
+    """An npz file of labelled images of the pool, named by their number and indices; written if it does not exist."""
     path = folder / f"{len(index)}-{hashlib.sha256(np.array(index).tobytes()).hexdigest()[:16]}.npz"
     if not path.exists():
-        chosen = pool[list(index)]
-        with atomic_write(path) as file:
-            images = chosen.images.permute(0, 2, 3, 1).squeeze(3).numpy()
-            np.savez_compressed(file, train_images=images, train_labels=chosen.labels.numpy())
+        write_npz(path, pool[list(index)])
     return path
 
 
@@ -112,7 +110,7 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
             method, lines = METHODS[name], {}
             for chain, index in labelled.items():
                 if chain[0] == name:
-                    file = write_labelled(experiment.out / "labelled", pool, index)
+                    file = labelled_file(experiment.out / "labelled", pool, index)
                     task = f"--data {shlex.quote(str(file))} --seed {chain[2]}"
                     epochs = method.epochs_of(number)
                     lines[chain] = f"{method.shared} --epochs {epochs} {chosen[name].setting} {task}"

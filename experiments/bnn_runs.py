@@ -30,18 +30,17 @@ def bnn_arguments(
     return [*f"{options} --epochs {epochs} --eval_freq {eval_freq} --vae_list".split(), *vae_list]
 
 
-def train_bnn(arguments: Sequence[str], threads: int) -> Iterator[Row]:
+def train_bnn(arguments: Sequence[str], threads: int, folder: str | Path) -> Iterator[Row]:
     """Run train-bnn.py with arguments such as `bnn_arguments`, and yield each row of its log when the row is written.
 
-    The process computes with this number of threads. It starts with the first row that is requested, and closing the
-    iterator kills it. The run directory is temporary. Raises UserError with the last line on stderr if the run fails.
+    The process computes with this number of threads and writes its run into `folder`, an empty one. It starts with the
+    first row that is requested, and closing the iterator kills it. Raises UserError with the last line on stderr if the
+    run fails.
     """
     command = [sys.executable, str(ROOT / SCRIPT), *arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DWP_PATH": folder}
-        errors = Path(folder, "stderr")
-        with open(errors, "wb") as stderr:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "DWP_PATH": str(folder)}
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             rows, running = [], True
             while running:
@@ -55,5 +54,6 @@ def train_bnn(arguments: Sequence[str], threads: int) -> Iterator[Row]:
             process.kill()
             process.wait()
         if process.returncode:
-            last_line = (errors.read_text(errors="replace").strip() or "nothing on stderr").splitlines()[-1]
+            stderr.seek(0)
+            last_line = (stderr.read().decode(errors="replace").strip() or "nothing on stderr").splitlines()[-1]
             raise UserError(f"{SCRIPT}: exit code {process.returncode}: {last_line}")

@@ -1,75 +1,159 @@
-"""The deep weight prior against a standard normal one on 50 MNIST images: a table and a picture.
+"""The deep weight prior against a normal one on 50 MNIST images: a table and a picture.
 
-    python -m experiments.demo [--epochs 1000] [--split 0] [--out logs/demo]
+    python -m experiments.demo [--epochs 300] [--split 0] [--out logs/demo]
 
 Two runs of train-bnn.py, side by side with half of the processors each. They have the same initialization (kernels from
-the VAEs), classifier, images and epochs. Only the prior of the convs differs.
+the VAEs), classifier, images and epochs. Only the prior of the convs differs, and the settings: each prior has those
+that `experiments.few_shot` chose for it on letters. The table has the mean network, and the mean of 30 draws of the
+weights. The picture has learning curves of the mean networks on 1,000 of the test images, the kernels of the first
+conv, and the probabilities of six test digits: three random ones, and the three that the first network is the least
+sure of.
 """
 
 import os
+import shlex
+import tempfile
 import textwrap
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tabulate
 from tqdm import tqdm
 
-from experiments.bnn_runs import ENSEMBLE, bnn_arguments, train_bnn
+from experiments.bnn_runs import SCRIPT, train_bnn
+from experiments.methods import METHODS, SAMPLES
 from runs.directory import ROOT
 from runs.errors import one_line_errors
 from runs.log import Row, table_text
 from runs.options import Parser
 from runs.types import WHOLE, number_type
-from sweeps.scales import FEW_IMAGES
 
-VAES = [str(ROOT / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5)]
-PRIORS = {"deep weight prior": "vae", "standard normal": "sn"}
-EVALUATIONS = 2  # of each run, beside that of the first epoch
-ACCURACIES = {"ensemble": ENSEMBLE, "one sample": "samp_test_acc", "mean network": "det_test_acc"}  # columns of the log
+if TYPE_CHECKING:
+    import matplotlib.pyplot as plt
+    from torch import Tensor
+
+    from utils import DataSet
+
+# By label: a method, and the setting that experiments.few_shot chose for it.
+PRIORS = {
+    "deep weight prior": ("dwp", "--kl_weight 0.003 --classifier_lamb 0.0548 --lr 0.003"),
+    "normal": ("sn", "--kl_weight 0.001 --classifier_lamb 0.0316 --lamb 0.1"),
+}
+EXAMPLES = 50  # images to learn from
+EVALUATIONS = 20  # of each run
+WATCHED = 1000  # test images of the learning curves
+SHOWN = 3  # digits of each kind
+
+
+def digits_shown(log_p: "Tensor", split: int) -> list[int]:
+    """Indices of test digits: random ones, and those with the largest entropy of log probabilities (n, n_classes)."""
+    import numpy as np
+
+    least_sure = (log_p.exp() * log_p).sum(1).argsort(stable=True)[:SHOWN].tolist()
+    others = np.setdiff1d(np.arange(len(log_p)), least_sure)
+    return [*np.random.default_rng(split).choice(others, SHOWN, replace=False).tolist(), *least_sure]
+
+
+def draw(
+    logs: Mapping[str, Sequence[Row]],
+    kernels: Mapping[str, "Tensor"],
+    log_p: Mapping[str, "Tensor"],
+    test: "DataSet",
+    split: int,
+) -> "plt.Figure":
+    """The picture, from the runs' logs, the kernels (n, 1, k, k) of their first convs, "initial" among them, and the
+    log probabilities (n, n_classes) of test images."""
+    from sweeps.plots import CYCLE, draw_tiles, plt
+
+    figure = plt.figure(figsize=(12, 10), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.1, 1.1, 1))
+    figure.suptitle(f"MNIST from {EXAMPLES} images (split {split})")
+    panels = {"test accuracy": "det_test_acc", "test NLL, nats per image": "det/nll"}
+    for axis, (ylabel, column) in zip(top.subplots(1, 2), panels.items(), strict=True):
+        for label, rows in logs.items():
+            axis.plot([row["t"] for row in rows], [row[column] for row in rows], marker=".", label=label)
+        axis.set(xlabel="epoch", ylabel=ylabel, title=f"mean networks, {WATCHED} test images")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    for axis, (label, own) in zip(middle.subplots(1, len(kernels)), kernels.items(), strict=True):
+        draw_tiles(axis, own, 8)
+        axis.set_title(f"kernels of the first conv: {label}", fontsize=10)
+    shown = digits_shown(next(iter(log_p.values())), split)
+    for i, (index, (image, bars)) in enumerate(zip(shown, bottom.subplots(2, len(shown)).T, strict=True)):
+        kind = "random" if i < SHOWN else "least sure"
+        image.imshow(test.images[index, 0], cmap="gray")
+        image.set_title(f"{kind}: {test.labels[index]}", fontsize=10)
+        image.axis("off")
+        for j, own in enumerate(log_p.values()):
+            classes = range(own.shape[1])
+            bars.bar([c + 0.4 * j - 0.2 for c in classes], own[index].exp(), 0.4, color=CYCLE[j])
+        bars.set(ylim=(0, 1), xticks=list(classes), yticks=(0, 1))
+        bars.tick_params(labelsize=7)
+        if not i:
+            bars.set_ylabel("probability")
+    return figure
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--epochs", type=WHOLE, default=1000, help="epochs of both runs")
-    parser.add_argument("--split", type=number_type(int, 0, 2**32 - 1), default=0, help="data_split_seed of both runs")
-    help = "kernels per layer drawn each step for the KL"
-    parser.add_argument("--kl_kernels", type=number_type(int, 0), default=256, help=help)
+    parser.add_argument("--epochs", type=WHOLE, default=300, help="epochs of both runs")
+    parser.add_argument("--split", type=number_type(int, 0, 2**32 - 1), default=0, help="data_split_seed of the images")
     parser.add_argument("--out", type=Path, default=ROOT / "logs" / "demo", help="folder for the picture")
     args = parser.parse_args(argv)
 
     eval_freq = max(1, args.epochs // EVALUATIONS)
     threads = max(1, (os.cpu_count() or 2) // len(PRIORS))
     evaluated = {1, args.epochs, *range(eval_freq, args.epochs + 1, eval_freq)}  # epochs
-    count = len(evaluated) * len(PRIORS)
-    with tqdm(total=count, desc="evaluations", disable=None) as bar, ThreadPoolExecutor(len(PRIORS)) as pool:
+    import utils
+    from experiments.subsets import write_npz
+    from models.metrics import ensemble_log_probs, scores
+    from runs.checkpoint import load_state
 
-        def train(prior: str) -> list[Row]:
+    train_set, test = utils.load_data("mnist")
+    chosen = train_set[utils.few_shot_split(train_set.labels, EXAMPLES, args.split)]
+    with (
+        tqdm(total=len(evaluated) * len(PRIORS), desc="evaluations", disable=None) as bar,
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(len(PRIORS)) as pool,
+    ):
+        data = Path(folder, "data.npz")
+        write_npz(data, chosen, test[:WATCHED])
+        task = f"--data {shlex.quote(str(data))} --epochs {args.epochs} --eval_freq {eval_freq} --draws 1"
+
+        def train(label: str) -> list[Row]:
             """Train a network under a prior, print each row of its log, and return all rows."""
-            arguments = bnn_arguments(VAES, args.split, args.kl_kernels, args.epochs, eval_freq, prior)
+            method, setting = PRIORS[label]
             rows = []
-            for row in train_bnn([*arguments, *FEW_IMAGES.split()], threads):
-                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{prior:3} | "))
+            arguments = shlex.split(f"{METHODS[method].shared} {setting} {task}")
+            for row in train_bnn(arguments, threads, Path(folder, method)):
+                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{method:3} | "))
                 bar.update()
                 rows.append(row)
             return rows
 
-        logs = dict(zip(PRIORS, pool.map(train, PRIORS.values()), strict=True))
+        logs = dict(zip(PRIORS, pool.map(train, PRIORS), strict=True))
 
-    table = [[label, *(rows[-1][c] for c in (*ACCURACIES.values(), "test_nll"))] for label, rows in logs.items()]
-    headers = ["prior", *(f"accuracy, {name}" for name in ACCURACIES), "NLL (nats)"]
-    print(f"\nMNIST, 50 images (split {args.split}), {args.epochs} epochs, 10,000 test images")
+        log_p, kernels, table = {}, {}, []
+        for label, (method, _) in PRIORS.items():
+            (root,) = Path(folder, method).glob(f"exman-{SCRIPT}/runs/*")
+            net, _ = utils.load_network(root)
+            log_p[label] = ensemble_log_probs(utils.predict_log_probs(net, test, "weights", SAMPLES, 500))
+            found = scores(log_p[label], test.labels)
+            table.append([label, logs[label][-1]["det_test_acc"], found["acc"], found["nll"], found["ece"]])
+            states = (load_state(root / "init_kernels.torch"), utils.shown_kernels(net.state_dict()))
+            kernels["initial"], kernels[label] = (next(iter(state.values())) for state in states)
+    print(f"\nMNIST, {EXAMPLES} images (split {args.split}), {args.epochs} epochs, 10,000 test images")
+    headers = ["prior of the convs", "accuracy, mean network", f"accuracy, {SAMPLES} draws", "NLL (nats)", "ECE"]
     print(tabulate.tabulate(table, headers, floatfmt=".4f"))
 
-    from sweeps.plots import Curve, plot_panels, save
+    from sweeps.plots import save
 
-    panels = {}
-    for ylabel, column in (("test accuracy of the ensemble", ENSEMBLE), ("its NLL, nats per image", "test_nll")):
-        curves = {label: zip(*((row["t"], row[column]) for row in rows), strict=True) for label, rows in logs.items()}
-        panels[ylabel] = [Curve(label, *curve) for label, curve in curves.items()]
-    picture = args.out / "learning-curves.png"
-    save(plot_panels(panels, "epoch", "MNIST from 50 images"), picture)
-    print(f"learning curves: {picture}")
+    picture = args.out / "demo.png"
+    save(draw(logs, kernels, log_p, test, args.split), picture)
+    print(f"picture: {picture}")
 
 
 if __name__ == "__main__":

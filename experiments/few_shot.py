@@ -14,8 +14,8 @@
 What the comparison leaves open: the kernels, VAEs, flows and source networks are one set, so the intervals do not
 include how these vary, and an interval is for one difference alone. The kernels come from networks trained on all ten
 letters, so a method that uses them chooses its settings on letters that its kernels have seen. The fine-tuned networks
-start from one trained on the letters F-J and choose on A-E; for MNIST they start from one of A-J. The decoder variances
-of the VAEs in data/fconv, and the kernels to learn them from, were chosen on MNIST's training labels before.
+start from one trained on the letters F-J and choose on A-E; for MNIST they start from one of A-J. The same tasks of
+letters, with frozen kernels, chose the VAEs in data/fconv.
 
 `--against` compares other VAEs, such as those of another training: each method that uses the VAEs or kernels of
 data/fconv is run with theirs too, with settings chosen for them in the same way, as the method "<method> of <folder>".
