@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.methods import METHODS, PREDICTIONS, SOURCES, with_kernels
+from experiments.methods import DEFAULT, METHODS, PREDICTIONS, SOURCES, with_kernels
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
 from runs.files import write_yaml
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
-    add("--methods", choices=tuple(METHODS), nargs="+", default=list(METHODS), help="the first is compared with each")
+    add("--methods", choices=tuple(METHODS), nargs="+", default=DEFAULT, help="the first is compared with each")
     help = "folders of vae7x7, vae5x5 and kernels: the methods that use those of data/fconv are also run with these"
     add("--against", type=path_type, nargs="+", default=[], metavar="DIR", help=help)
     splits = number_type(int, 0, 2**32 - 1)

@@ -1,6 +1,7 @@
 """The methods that `experiments.few_shot` compares, each with the same number of settings to choose from."""
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,6 +13,10 @@ FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
+SHAPE3X3 = (
+    f"--model fconv3x3 --hid_dim 32 64 64 --vae_list{f' {FCONV}/vae3x3' * 3} --init_list vae vae vae --eval_freq 0"
+)
+KERNELS3X3 = f"--filters_list{f' {FCONV}/conv3x3/train.npy' * 3}"
 BATCH = 256  # images, the default of the scripts
 SAMPLES = 30  # of a predictive distribution
 BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --lr_var 0.06 --kl_kernels 1024"
@@ -156,7 +161,20 @@ METHODS = {
         tune_data="not-mnist5",
     ),
 }
+
+
+def with_init(method: Method, init: str) -> Method:
+    """The method with all convs initialized in another way than with kernels that VAEs decode."""
+    return method._replace(
+        shared=re.sub(r"--init_list( vae)+", lambda found: found[0].replace(" vae", f" {init}"), method.shared)
+    )
+
+
+# On a network of three convs of 3x3 kernels.
+for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2"):
+    shared = METHODS[name].shared.replace(SHAPE, SHAPE3X3).replace(KERNELS, KERNELS3X3)
+    METHODS[f"{name}-3x3"] = METHODS[name]._replace(shared=shared)
 # With the codes of the initial kernels spread evenly.
-for name in ("dwp", "frozen"):
-    even = METHODS[name].shared.replace("--init_list vae vae", "--init_list vae-qmc vae-qmc")
-    METHODS[f"{name}-qmc"] = METHODS[name]._replace(shared=even)
+METHODS |= {f"{name}-qmc": with_init(METHODS[name], "vae-qmc") for name in ("dwp", "frozen")}
+METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("frozen", "frozen-3x3")}
+DEFAULT = [name for name in METHODS if "3x3" not in name]  # what is compared unless methods are named
