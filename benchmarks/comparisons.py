@@ -32,7 +32,7 @@ TINY_WIDTHS = (2, 4)  # of every network with `quick`
 def random_vae(k: int, quick: bool = False) -> KernelVAE:
     """The README's VAE of k x k kernels, frozen, with random weights; a narrow one with `quick`."""
     torch.manual_seed(k)
-    z_dim, hidden_dim = {7: (2, 32), 5: (4, 64)}[k]
+    z_dim, hidden_dim = {7: (2, 32), 5: (4, 64), 3: (2, 32)}[k]
     return build_vae(k, z_dim, 4 if quick else hidden_dim).eval().requires_grad_(False)
 
 
@@ -124,18 +124,18 @@ def compare_draws(quick: bool) -> Comparison:
     def by(mode: Mode) -> Callable[[], Tensor]:
         return lambda: predict_log_probs(net, data, mode, SAMPLES, n)
 
-    return Comparison(f"{n} images, {SAMPLES} draws of weights, of noise", by("weights"), by("stoch"))
+    return Comparison(f"{n} images, {SAMPLES} draws: noise, weights", by("weights"), by("stoch"))
 
 
 def compare_own_network(quick: bool) -> Comparison:
     """The KL of a Bayesian resnet18 with its gradients and, in the textbook's place, a whole step; both are ours."""
     torch.manual_seed(0)
     images, kernels, side = (2, 4, 32) if quick else (32, 4096, 224)
-    vaes = {3: build_vae(3, 2, 4 if quick else 32).eval().requires_grad_(False), 7: random_vae(7, quick)}
+    vaes = {k: random_vae(k, quick) for k in (3, 7)}
     net = bayesianize(resnet18(num_classes=3), vaes, kernels=kernels)
     weights = [p for layer in bayesian_layers(net) for p in (layer.mean.weight, layer.var["weight"])]
     x, y = torch.rand(images, 3, side, side), torch.arange(images) % 3
-    name = f"resnet18: KL, kernels={kernels}; whole step"
+    name = f"resnet18, kernels={kernels}: step, its KL"
     return Comparison(name, lambda: torch.autograd.grad(kl(net), weights), bnn_step(net, x, y))
 
 

@@ -9,10 +9,9 @@ that `experiments.few_shot` chooses on letters; with one seed all strategies sta
 
 The figure has means and standard deviations over seeds. The table also has the mean accuracy over all numbers of
 labels, and its paired difference from that of random images with half of the 95% interval (Student's t over seeds).
-Predictions are kept in the folder of the results, so a stopped experiment continues.
+Predictions are kept in $DWP_PATH/active-<scale>, so a stopped experiment continues.
 """
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from experiments.few_shot import Sweeps, settings_text, tune
 from experiments.methods import METHODS
-from experiments.paper import Experiment, mean_text, parse, write_report
+from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
 from experiments.subsets import write_npz
 from experiments.uncertainty import Predictions, predict_run
 from runs.errors import one_line_errors
@@ -75,10 +74,13 @@ def picked(strategy: str, predictions: Predictions, labelled: Sequence[int], n: 
 
 
 def labelled_file(folder: Path, pool: "DataSet", index: Sequence[int]) -> Path:
-    """An npz file of labelled images of the pool, named by their number and indices; written if it does not exist."""
-    path = folder / f"{len(index)}-{hashlib.sha256(np.array(index).tobytes()).hexdigest()[:16]}.npz"
+    """An npz file of labelled images of the pool, named by their number and content; written if it does not exist."""
+    from runs.checkpoint import fingerprint
+
+    chosen = pool[list(index)]
+    path = folder / f"{len(index)}-{fingerprint([*chosen])[:16]}.npz"
     if not path.exists():
-        write_npz(path, pool[list(index)])
+        write_npz(path, chosen)
     return path
 
 
@@ -88,7 +90,7 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
 
     import utils
 
-    sweeps = Sweeps(experiment.resources, experiment.command)
+    sweeps = Sweeps(experiment.resources, experiment.command, f"active-{experiment.scale}")
     chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
     write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
     pool, test = (
@@ -110,7 +112,7 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
             method, lines = METHODS[name], {}
             for chain, index in labelled.items():
                 if chain[0] == name:
-                    file = labelled_file(experiment.out / "labelled", pool, index)
+                    file = labelled_file(experiment.kept / "labelled", pool, index)
                     task = f"--data {shlex.quote(str(file))} --seed {chain[2]}"
                     epochs = method.epochs_of(number)
                     lines[chain] = f"{method.shared} --epochs {epochs} {chosen[name].setting} {task}"
@@ -120,7 +122,7 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
             by_line = dict(zip(distinct, roots, strict=True))
             for chain, line in lines.items():
                 root = by_line[line]
-                own = predict_run(root, name, sets, experiment.out / "predictions" / f"{name}-{root.name}.npz")
+                own = predict_run(root, name, sets, experiment.kept / "predictions" / f"{name}-{root.name}.npz")
                 accuracies[chain].append((own["test"].log_p.argmax(1) == test.labels).double().mean().item())
                 if following:
                     more = picked(chain[1], own["pool"], labelled[chain], following - number, chain[2])
@@ -135,8 +137,7 @@ def table_of(part: Part, accuracies: dict[Chain, list[float]]) -> list[list[str]
     for method in part.methods:
         means = {s: [float(np.mean(accuracies[method, s, seed])) for seed in part.seeds] for s in STRATEGIES}
         for strategy, own in means.items():
-            found = summary([a - b for a, b in zip(own, means["random"], strict=True)])
-            interval = f"{found['mean']:+.3f} ± {found['high'] - found['mean']:.3f}" if strategy != "random" else ""
+            interval = difference_text(own, means["random"], 3) if strategy != "random" else ""
             cells = [mean_text([accuracies[method, strategy, seed][i] for seed in part.seeds], 3) for i in shown]
             rows.append([method, strategy.replace("_", " "), *cells, mean_text(own, 3), interval])
     return rows
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         part = SCALES[experiment.scale][name]
         accuracies, own = run_chains(experiment, part)
         roots += own
-        tables["Accuracy on test images:"] = table_of(part, accuracies)
+        tables["Accuracy on test images, mean ± standard deviation over seeds (n):"] = table_of(part, accuracies)
         from sweeps.plots import Curve
 
         for method in part.methods:

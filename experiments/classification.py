@@ -87,7 +87,7 @@ Results = dict[str, dict[int, list[Score]]]  # scores of each split by method an
 
 def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
     """The results of methods with their chosen settings, and the run directories. Writes settings.yaml."""
-    sweeps = Sweeps(experiment.resources, experiment.command)
+    sweeps = Sweeps(experiment.resources, experiment.command, f"classification-{experiment.scale}")
     chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
     settings = {name: [own.setting] for name, own in chosen.items()}
     write_yaml(experiment.out / "settings.yaml", settings_text(chosen))

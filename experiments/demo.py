@@ -51,7 +51,9 @@ def digits_shown(log_p: "Tensor", split: int) -> list[int]:
     """Indices of test digits: random ones, and those with the largest entropy of log probabilities (n, n_classes)."""
     import numpy as np
 
-    least_sure = (log_p.exp() * log_p).sum(1).argsort(stable=True)[:SHOWN].tolist()
+    from models.metrics import entropy
+
+    least_sure = entropy(log_p).argsort(descending=True, stable=True)[:SHOWN].tolist()
     others = np.setdiff1d(np.arange(len(log_p)), least_sure)
     return [*np.random.default_rng(split).choice(others, SHOWN, replace=False).tolist(), *least_sure]
 
@@ -83,12 +85,12 @@ def draw(
     shown = digits_shown(next(iter(log_p.values())), split)
     for i, (index, (image, bars)) in enumerate(zip(shown, bottom.subplots(2, len(shown)).T, strict=True)):
         kind = "random" if i < SHOWN else "least sure"
-        image.imshow(test.images[index, 0], cmap="gray")
+        image.imshow(test.images[index, 0].numpy(), cmap="gray")
         image.set_title(f"{kind}: {test.labels[index]}", fontsize=10)
         image.axis("off")
         for j, own in enumerate(log_p.values()):
             classes = range(own.shape[1])
-            bars.bar([c + 0.4 * j - 0.2 for c in classes], own[index].exp(), 0.4, color=CYCLE[j])
+            bars.bar([c + 0.4 * j - 0.2 for c in classes], own[index].exp().tolist(), 0.4, color=CYCLE[j])
         bars.set(ylim=(0, 1), xticks=list(classes), yticks=(0, 1))
         bars.tick_params(labelsize=7)
         if not i:
@@ -142,10 +144,11 @@ def main(argv: list[str] | None = None) -> None:
             net, _ = utils.load_network(root)
             log_p[label] = ensemble_log_probs(utils.predict_log_probs(net, test, "weights", SAMPLES, 500))
             found = scores(log_p[label], test.labels)
-            table.append([label, logs[label][-1]["det_test_acc"], found["acc"], found["nll"], found["ece"]])
+            mean = utils.predict_log_probs(net, test, "det", 1, 500)[0]
+            table.append([label, scores(mean, test.labels)["acc"], found["acc"], found["nll"], found["ece"]])
             states = (load_state(root / "init_kernels.torch"), utils.shown_kernels(net.state_dict()))
             kernels["initial"], kernels[label] = (next(iter(state.values())) for state in states)
-    print(f"\nMNIST, {EXAMPLES} images (split {args.split}), {args.epochs} epochs, 10,000 test images")
+    print(f"\nMNIST, {EXAMPLES} images (split {args.split}), {args.epochs} epochs, {len(test.labels):,} test images")
     headers = ["prior of the convs", "accuracy, mean network", f"accuracy, {SAMPLES} draws", "NLL (nats)", "ECE"]
     print(tabulate.tabulate(table, headers, floatfmt=".4f"))
 

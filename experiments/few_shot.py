@@ -26,6 +26,7 @@ options of sweeps.
 
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple
 from experiments.methods import DEFAULT, METHODS, PREDICTIONS, SOURCES, with_kernels
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
-from runs.files import write_yaml
+from runs.files import read_yaml, write_yaml
 from runs.log import read_rows, write_csv
 from runs.options import Parser
 from runs.types import SEED, WHOLE, number_type, path_type
@@ -53,11 +54,49 @@ class Sweeps:
         self.resources = resources
         self.command = command
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
+        self.fingerprints: dict[str, dict[str, str]] = {}  # of VAEs, flows and kernels by option, by arguments
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
         trials = line_trials(script, lines)
-        return run_sweep(f"{self.name}-{name}", trials, self.resources, self.command, accepted)
+        roots = run_sweep(f"{self.name}-{name}", trials, self.resources, self.command, accepted)
+        self.check_sources([root for root in roots if root])
+        return roots
+
+    def check_sources(self, roots: Sequence[Path]) -> None:
+        """Check that runs had the VAEs, flows and kernels that their paths have now, because a trial that was finished
+        before is known by the paths alone. Raises UserError."""
+        import torch
+
+        import utils
+        from models.configs import MODELS
+        from models.configs import SOURCES as SOURCE_KINDS
+        from runs.checkpoint import fingerprint
+
+        for root in roots:
+            params = read_yaml(root / "params.yaml")
+            options = (
+                "model",
+                "init_list",
+                "prior",
+                "prior_list",
+                "dwp_reg",
+                *(f"{kind}_list" for kind in SOURCE_KINDS),
+            )
+            key = repr([params.get(option) for option in options])
+            if key not in self.fingerprints:
+                prior = params.get("prior") or ("vae" if params.get("dwp_reg") else "no")
+                priors = params.get("prior_list") or [prior] * len(MODELS[params["model"]].kernel_sizes)
+                empty = utils.DataSet(*[torch.empty(0)] * 2)
+                sources = utils.load_sources(Namespace(**params, priors=priors), torch.device("cpu"))
+                inputs = utils.run_inputs(empty, empty, sources)
+                self.fingerprints[key] = {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCE_KINDS}
+            for option, expected in self.fingerprints[key].items():
+                found = params.get("inputs", {}).get(option, fingerprint([]))
+                if found != expected:
+                    raise UserError(
+                        f"{root}: its --{option} has changed since this run, expected the same: use another DWP_PATH"
+                    )
 
     def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:
         """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""
@@ -210,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
-    add("--methods", choices=tuple(METHODS), nargs="+", default=DEFAULT, help="the first is compared with each")
+    add("--methods", choices=tuple(METHODS), nargs="+", default=list(DEFAULT), help="the first is compared with each")
     help = "folders of vae7x7, vae5x5 and kernels: the methods that use those of data/fconv are also run with these"
     add("--against", type=path_type, nargs="+", default=[], metavar="DIR", help=help)
     splits = number_type(int, 0, 2**32 - 1)
@@ -268,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         more = {method: setting for method, setting in chosen.items() if args.ensemble and METHODS[method].ensemble}
         members = range(args.seeds[0], args.seeds[0] + args.ensemble)
-        for method, roots in sweeps.train(str(n), more, n, args.splits, members).items():
+        for method, roots in sweeps.train(f"{n}-ensembles", more, n, args.splits, members).items():
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
             by_method[f"ensemble of {args.ensemble}: {method}"] = [ensemble_score(method, group) for group in groups]
         rows += result_rows(n, by_method)

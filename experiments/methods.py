@@ -177,7 +177,8 @@ for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2"):
 # With the codes of the initial kernels spread evenly.
 METHODS |= {f"{name}-qmc": with_init(METHODS[name], "vae-qmc") for name in ("dwp", "frozen")}
 METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("frozen", "frozen-3x3")}
-DEFAULT = [name for name in METHODS if "3x3" not in name]  # what is compared unless methods are named
+# What is compared unless methods are named: neither the network of 3x3 kernels nor, below, augmented images.
+DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
 for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2", "dropout"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")

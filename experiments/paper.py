@@ -38,12 +38,17 @@ class Experiment(NamedTuple):
     command: str
     cifar10: str
 
+    @property
+    def kept(self) -> Path:
+        """The folder of what a continued experiment reads again, for any folder of results."""
+        return dwp_path() / f"{self.name}-{self.scale}"
+
     def run(self, part: str, script: str, lines: Sequence[str]) -> list[Path]:
         """The run directories of trials of a script, given by their arguments, as the sweep `<name>-<scale>-<part>`.
 
         `{cifar10}` in the arguments stands for the option's value.
         """
-        trials = line_trials(script, [line.format(cifar10=shlex.quote(self.cifar10)) for line in lines])
+        trials = line_trials(script, [line.replace("{cifar10}", shlex.quote(self.cifar10)) for line in lines])
         return run_sweep(f"{self.name}-{self.scale}-{part}", trials, self.resources, self.command)
 
 
@@ -109,6 +114,12 @@ def mean_text(values: Sequence[float], digits: int) -> str:
     return f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f} ({found['n']})"
 
 
+def difference_text(first: Sequence[float], own: Sequence[float], digits: int) -> str:
+    """Mean of the paired differences of values, the first minus the own, and half of its 95% interval, as text."""
+    found = summary([a - b for a, b in zip(first, own, strict=True)])
+    return f"{found['mean']:+.{digits}f} ± {found['high'] - found['mean']:.{digits}f}"
+
+
 def environment_text(roots: Sequence[Path]) -> str:
     """When and on what the runs were made, from their params.yaml."""
     params = [read_yaml(root / "params.yaml") for root in roots]
@@ -135,16 +146,21 @@ def write_report(experiment: Experiment, tables: Mapping[str, list[list[str]]], 
     the report's part where one is given."""
     import tabulate
 
-    lines = [f"```\n{experiment.command}\n```\n", environment_text(roots), f"\n![{experiment.name}]({{}})\n"]
+    lines = []
     for title, (headers, *rows) in tables.items():
         lines += [f"{title}\n", tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
-    text, figure = "\n".join(lines), experiment.out / f"{experiment.name}.png"
-    outputs = {experiment.out / f"{experiment.name}.md": text.format(figure.name)}
+    figure = experiment.out / f"{experiment.name}.png"
+
+    def text(shown: str | Path) -> str:
+        """The report with the path of the figure as it is shown."""
+        start = [f"```\n{experiment.command}\n```\n", environment_text(roots), f"\n![{experiment.name}]({shown})\n"]
+        return "\n".join([*start, *lines])
+
+    outputs = {experiment.out / f"{experiment.name}.md": text(figure.name)}
     if experiment.report:
-        folder = Path(experiment.report).parent
-        shown = text.format(figure.relative_to(folder))
+        shown = text(figure.relative_to(Path(experiment.report).parent))
         outputs[Path(experiment.report)] = replaced(experiment.report, experiment.name, shown)
     for path, content in outputs.items():
         with atomic_write(path) as file:
             file.write(content.encode())
-    print(text.format(figure))
+    print(text(figure))

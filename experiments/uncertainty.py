@@ -4,28 +4,30 @@
 
 The methods, their settings and their runs are those of `experiments.few_shot`: what it has trained is not trained
 again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo et al. 2017): the
-logits are divided by the temperature with the least NLL on the letters that chose the method's setting, because MNIST's
-labels choose nothing. Seeds are averaged per split; errors are over splits.
+logits are divided by the temperature with the least NLL on the tasks of 50 letters that chose the method's setting,
+for all numbers of images, because MNIST's labels choose nothing. Seeds are averaged per split. A deviation (±) is over
+splits; that of a paired difference is half of its 95% interval.
 
 - Test images: accuracy, NLL, ECE (expected calibration error), Brier score, and the reliability diagram.
 - Rejection: the accuracy on the images that remain when those with the largest entropy are left out.
 - Foreign images: the AUROC of MNIST's test images against letters of notMNIST, by the entropy and by the mutual
-  information of label and weights. A network that is deterministic has no mutual information. The kernels of data/fconv
-  come from networks that were trained on letters, so letters are not foreign to its methods in every sense.
+  information of label and weights. A network that is deterministic has no mutual information. These letters are those
+  that chose settings and temperatures, and the kernels of data/fconv come from networks that learnt letters: so they
+  are foreign to what a network learnt, and not to how its method was made.
 - Shift: test images that are rotated, blurred or noisy, in five strengths.
 
-The predictions of a run are kept in the folder of the results, so a stopped evaluation continues.
+The predictions of runs are kept in $DWP_PATH/uncertainty-<scale>, so a stopped evaluation continues.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import Sweeps, by_split, result_rows, settings_text, tune
+from experiments.few_shot import Sweeps, by_split, settings_text, tune
 from experiments.methods import METHODS, PREDICTIONS
-from experiments.paper import Experiment, mean_text, parse, write_report
+from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
 from runs.errors import one_line_errors
 from runs.files import atomic_write, write_yaml
 from runs.log import write_csv
@@ -53,7 +55,7 @@ class Part(NamedTuple):
 
     methods : names in `experiments.methods`; the first is compared with each.
     ensembles, members : of which methods there is an ensemble of how many networks, with seeds from the first on.
-    scaled : methods, with one network each, that also have a temperature.
+    scaled : methods with deterministic networks that also have a temperature.
     tune_splits, letters : of the tasks that choose settings and temperatures.
     subset : images at most in each shift, and letters.
     """
@@ -86,8 +88,10 @@ class Predictions(NamedTuple):
 
     def uncertainty(self) -> dict[str, "Tensor"]:
         """Entropy of the predictions, and mutual information, (n,) each in nats."""
-        entropy = -(self.log_p.exp() * self.log_p.clamp(min=-1e4)).sum(1)
-        return {"entropy": entropy, "mutual_information": (entropy - self.aleatoric).clamp(min=0)}
+        from models.metrics import entropy
+
+        total = entropy(self.log_p)
+        return {"entropy": total, "mutual_information": (total - self.aleatoric).clamp(min=0)}
 
 
 Predicted = dict[str, Predictions]  # by the name of the images
@@ -124,19 +128,23 @@ def evaluated_sets(test: "DataSet", subset: int) -> dict[str, "DataSet"]:
 
 
 def predict_run(root: Path, method: str, sets: dict[str, "DataSet"], path: Path) -> Predicted:
-    """The predictions of a run for each set of images, read from `path` if it exists and written there otherwise."""
+    """The predictions of a run for each set of images; read from `path` if it has those of these images, and written
+    there otherwise."""
     import torch
 
     import utils
     from models.metrics import ensemble_log_probs, uncertainty
+    from runs.checkpoint import fingerprint
     from runs.device import choose_device
 
     prediction = PREDICTIONS[METHODS[method].prediction]
+    made_of = fingerprint([str((prediction.mode, prediction.samples)), *(t for data in sets.values() for t in data)])
     arrays: dict[str, np.ndarray] = {}
     if path.exists():
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    if any(len(arrays.get(f"{name}/log_p", ())) != len(data.labels) for name, data in sets.items()):
+    if str(arrays.get("made_of")) != made_of:
+        arrays = {"made_of": np.array(made_of)}
         device = choose_device("auto")
         net, params = utils.load_network(root, device)
         net.train(prediction.dropout)
@@ -169,11 +177,10 @@ def ensemble(members: Sequence[Predicted]) -> Predicted:
 def scaled(own: Predicted, temperature: float) -> Predicted:
     """The predictions of a deterministic network whose logits are divided by the temperature."""
 
-    def scale(predictions: Predictions) -> Predictions:
-        log_p = (predictions.log_p / temperature).log_softmax(1)
-        return Predictions(log_p, Predictions(log_p, predictions.aleatoric).uncertainty()["entropy"])
+    from models.metrics import entropy
 
-    return {name: scale(predictions) for name, predictions in own.items()}
+    log_p = {name: (predictions.log_p / temperature).log_softmax(1) for name, predictions in own.items()}
+    return {name: Predictions(values, entropy(values)) for name, values in log_p.items()}
 
 
 def best_temperature(log_p: Sequence["Tensor"], labels: "Tensor") -> float:
@@ -204,6 +211,7 @@ def measure(predicted: Predicted, sets: dict[str, "DataSet"]) -> dict[str, float
         target = torch.arange(len(values)) >= len(test[kind])
         # torchmetrics takes scores in [0, 1].
         found[f"auroc/{kind}"] = binary_auroc(values / values.max().clamp(min=1e-12), target.long()).item()
+    found["mutual_information"] = test["mutual_information"].max().item()
     order = test["entropy"].argsort(stable=True)
     right = (predicted["test"].log_p.argmax(1) == sets["test"].labels)[order].double()
     for share in REJECTED:
@@ -236,61 +244,62 @@ def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predict
     """The predictions by method, whose seed varies fastest and then the split; the images; the run directories."""
     import utils
 
-    sweeps, out = Sweeps(experiment.resources, experiment.command), experiment.out / "predictions"
+    sweeps = Sweeps(experiment.resources, experiment.command, f"uncertainty-{experiment.scale}")
+    out = experiment.kept / "predictions"
     chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
+    temperatures = {method: temperature_of(method, chosen[method].roots, out) for method in part.scaled}
+    settings_file = experiment.out / f"settings-{part.num_examples}.yaml"
+    write_yaml(settings_file, settings_text(chosen) | {"temperatures": temperatures})  # before the first run on MNIST
     settings = {method: [own.setting] for method, own in chosen.items()}
     runs = sweeps.train(str(part.num_examples), settings, part.num_examples, part.splits, part.seeds)
     members = range(part.seeds[0], part.seeds[0] + part.members)
     more = {method: settings[method] for method in part.ensembles}
-    ensembles = sweeps.train(str(part.num_examples), more, part.num_examples, part.splits, members)
-    roots = [root for found in (*runs.values(), *ensembles.values()) for root in found]
-
-    sets = evaluated_sets(utils.load_run_data(utils.load_network(roots[0])[1])[1], part.subset)
+    ensembles = sweeps.train(f"{part.num_examples}-ensembles", more, part.num_examples, part.splits, members)
+    roots = list(dict.fromkeys(root for found in (*runs.values(), *ensembles.values()) for root in found))
+    params = utils.load_network(roots[0])[1]
+    sets = evaluated_sets(utils.check_test_data(params, *utils.load_run_data(params)), part.subset)
 
     def predict(method: str, roots: Sequence[Path]) -> list[Predicted]:
         return [predict_run(root, method, sets, out / f"{method}-{root.name}.npz") for root in roots]
 
     found = {method: predict(method, own) for method, own in runs.items()}
-    temperatures = {method: temperature_of(method, chosen[method].roots, out) for method in part.scaled}
     for method, temperature in temperatures.items():
         found[f"{method}, temperature"] = [scaled(own, temperature) for own in found[method]]
     for method, own in ensembles.items():
         each = predict(method, own)
         groups = [each[i : i + part.members] for i in range(0, len(each), part.members)]
         found[f"{part.members} x {method}"] = [ensemble(group) for group in groups]
-    write_yaml(
-        experiment.out / f"settings-{part.num_examples}.yaml", settings_text(chosen) | {"temperatures": temperatures}
-    )
     return found, sets, roots
 
 
 def tables_of(numbers: dict[str, list[dict[str, float]]], n: int) -> dict[str, list[list[str]]]:
-    """The tables of a training size from the numbers of each method by split: test images, and the middle strengths."""
-    rows = [["method", *SCORES.values(), "ECE of {} minus this", *AUROCS.values(), "accuracy, half rejected"]]
+    """The tables of a training size from the numbers of each method by split: test images, paired differences from the
+    first method, and the middle strengths of the shifts."""
+    plain = {f"test/{score}": label for score, label in SCORES.items()}
+    plain |= {f"auroc/{kind}": label for kind, label in AUROCS.items()} | {"rejected/0.5": "accuracy, half rejected"}
+    middle = [f"{shift} {strengths[2]}" for shift, strengths in SHIFTS.items()]
+    moved = {f"{name}/{score}": f"{name}: {SCORES[score]}" for name in middle for score in ("acc", "nll", "ece")}
+
+    def rows(columns: dict[str, str], text: Callable[[str, str], str]) -> list[list[str]]:
+        return [["method", *columns.values()], *([m, *(text(m, column) for column in columns)] for m in numbers)]
+
+    def values(method: str, column: str) -> list[float]:
+        return [split[column] for split in numbers[method]]
+
+    def mean(method: str, column: str) -> str:
+        constant = column == "auroc/mutual_information" and not any(values(method, "mutual_information"))
+        return "" if constant else mean_text(values(method, column), 3)
+
     first = next(iter(numbers))
-    rows[0] = [header.format(first) for header in rows[0]]
-    plain = {method: [{s: split[f"test/{s}"] for s in SCORES} for split in own] for method, own in numbers.items()}
-    differences = {row["method"]: row for row in result_rows(n, plain)}
-    for method, own in numbers.items():
-        columns = [f"test/{score}" for score in SCORES] + [f"auroc/{kind}" for kind in AUROCS] + ["rejected/0.5"]
-        cells = [mean_text([split[column] for split in own], 3) for column in columns]
-        row = differences[method]
-        interval = f"{row['ece_difference']:+.3f} ± {row['ece_difference_interval']:.3f}" if method != first else ""
-        deterministic = all(split["auroc/mutual_information"] == 0.5 for split in own)
-        cells[-2] = "" if deterministic else cells[-2]
-        rows.append([method, *cells[: len(SCORES)], interval, *cells[len(SCORES) :]])
-    middle = {shift: f"{shift} {strengths[2]}" for shift, strengths in SHIFTS.items()}
-    shift_rows = [
-        ["method", *(f"{name}: {SCORES[score]}" for name in middle.values() for score in ("acc", "nll", "ece"))]
-    ]
-    for method, own in numbers.items():
-        cells = [
-            mean_text([s[f"{name}/{score}"] for s in own], 3)
-            for name in middle.values()
-            for score in ("acc", "nll", "ece")
-        ]
-        shift_rows.append([method, *cells])
-    return {f"{n} images, test images:": rows, f"{n} images, shifted test images:": shift_rows}
+    paired = {column: label for column, label in plain.items() if column != "auroc/mutual_information"}
+    differences = rows(paired, lambda m, column: difference_text(values(first, column), values(m, column), 3))
+    del differences[1]  # of the first method from itself
+    kind = "mean ± standard deviation over splits (n)"
+    return {
+        f"{n} images, test images, {kind}:": rows(plain, mean),
+        f"{n} images, {first} minus the method, paired, mean ± half of the 95% interval:": differences,
+        f"{n} images, shifted test images, {kind}:": rows(moved, mean),
+    }
 
 
 def panels_of(

@@ -10,8 +10,8 @@ NOTEBOOK = ROOT / "examples" / "tour.ipynb"
 
 def test_the_tour(small_not_mnist):
     notebook = nbformat.read(NOTEBOOK, 4)
-    (cell,) = (cell for cell in notebook.cells if 'DATA, STEPS, SHOWN_DIGIT = "mnist", 300, 2' in cell.source)
-    cell.source = cell.source.replace('"mnist", 300, 2', '"not-mnist", 3, 2')
+    (cell,) = (cell for cell in notebook.cells if 'DATA, STEPS, SHOWN_DIGIT = "mnist", 300, 6' in cell.source)
+    cell.source = cell.source.replace('"mnist", 300, 6', '"not-mnist", 3, 6')
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]

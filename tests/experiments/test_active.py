@@ -56,7 +56,7 @@ def test_an_experiment(run, small_inputs, monkeypatch, sandbox):  # noqa: F811
     train = load_data("not-mnist")[0].images
     pool = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: part.pool], 0].numpy()
     for params, (images, _) in zip(runs, learnt[10], strict=False):
-        file = sandbox / "out" / "predictions" / f"dropout-{Path(params['root']).name}.npz"
+        file = sandbox / "logs" / "active-smoke" / "predictions" / f"dropout-{Path(params['root']).name}.npz"
         with np.load(file) as arrays:
             log_p = arrays["pool/log_p"]
         entropy = -(np.exp(log_p) * log_p).sum(1)

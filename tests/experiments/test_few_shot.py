@@ -9,6 +9,8 @@ from scipy import stats
 
 from experiments import few_shot
 from experiments.methods import PREDICTIONS, SOURCES, Method
+from runs.errors import UserError
+from runs.files import read_yaml, write_yaml
 from runs.log import read_rows
 from sweeps import trials as sweep_trials
 from tests.conftest import network_argv
@@ -209,6 +211,19 @@ def test_the_statistics():
             found, error = (row[f"{name}_{kind}"] for kind in ("difference", "difference_se"))
             assert found / error == pytest.approx(sign * test.statistic)
             assert row[f"{name}_difference_interval"] == pytest.approx((high - low) / 2)
+
+
+@pytest.mark.parametrize("prior", ["vae", "gauss", "flow"])
+def test_a_run_with_sources_that_have_changed(prior, script, small_inputs):
+    """A finished trial is not taken if the VAEs, kernels or flows of its paths are not those of its run."""
+    root = script("train-bnn.py").main([*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", prior]).root
+    few_shot.Sweeps(None, "x").check_sources([root])
+    params = read_yaml(root / "params.yaml")
+    option = {"vae": "vae_list", "gauss": "filters_list", "flow": "flow_list"}[prior]
+    params["inputs"][option] = "0" * 64
+    write_yaml(root / "params.yaml", params)
+    with pytest.raises(UserError, match=f"its --{option} has changed since this run"):
+        few_shot.Sweeps(None, "x").check_sources([root])
 
 
 def test_every_method_has_the_same_budget_and_valid_settings(script):
