@@ -20,6 +20,7 @@ import scipy.io
 import sklearn.model_selection  # noqa: F401  the import draws a random number: no run of a test may be the first
 import torch
 import yaml
+from PIL import Image
 
 import utils
 from data.idx import idx_bytes
@@ -36,6 +37,7 @@ SCRIPTS = ("train-net.py", "train-vae.py", "train-bnn.py")
 IMAGE_VAE = "experiments/train-image-vae.py"
 # A small fconv on the data set of the fixture `small_not_mnist`.
 SMALL = ["--data", "not-mnist", "--hid_dim", "3", "4", "--epochs", "2", "--bs", "32", "--device", "cpu"]
+COLORS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}  # classes of `color_folder`
 HANG = 600.0  # seconds after which a test that waits gives up; no test depends on the speed of the machine
 
 
@@ -227,6 +229,20 @@ def write_flow(folder: Path, k: int) -> str:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     torch.save(KernelFlow(k, 4, 1).state_dict(), folder / "flow_params.torch")
     return str(folder)
+
+
+@pytest.fixture
+def color_folder(tmp_path):
+    """Ten images of each of three plain colors, in six formats and sizes."""
+    root = tmp_path / "colors"
+    for name, color in COLORS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            image = Image.new("RGB", (40 + i, 60 - i), color)
+            image.save(root / name / f"{i}.{('png', 'bmp', 'tiff', 'PNG', 'webp')[i % 5]}", lossless=True)
+        (root / name / "notes.txt").write_text("no image")
+    (root / ".cache").mkdir()
+    return root
 
 
 @pytest.fixture

@@ -16,48 +16,33 @@ import utils
 from data import images
 from experiments import ensemble
 from runs.errors import UserError
-from tests.conftest import assert_same_end
+from tests.conftest import COLORS, assert_same_end
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
-COLORS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Ten images of each of three plain colors, in six formats and sizes."""
-    root = tmp_path / "colors"
-    for name, color in COLORS.items():
-        (root / name).mkdir(parents=True)
-        for i in range(10):
-            image = Image.new("RGB", (40 + i, 60 - i), color)
-            image.save(root / name / f"{i}.{('png', 'bmp', 'tiff', 'PNG', 'webp')[i % 5]}", lossless=True)
-        (root / name / "notes.txt").write_text("no image")
-    (root / ".cache").mkdir()
-    return root
+def load(color_folder, shape=COLOUR, test_fraction=0.2, seed=42):
+    return utils.load_data(str(color_folder), shape, test_fraction, seed)
 
 
-def load(folder, shape=COLOUR, test_fraction=0.2, seed=42):
-    return utils.load_data(str(folder), shape, test_fraction, seed)
-
-
-def test_one_level_is_split_by_class(folder, capsys):
-    train, test = load(folder)
+def test_one_level_is_split_by_class(color_folder, capsys):
+    train, test = load(color_folder)
     assert train.images.shape == (24, *COLOUR) and test.images.shape == (6, *COLOUR)
     assert train.labels.bincount().tolist() == [8, 8, 8] and test.labels.bincount().tolist() == [2, 2, 2]
     for part in (train, test):
         expected = torch.tensor(list(COLORS.values()), dtype=torch.uint8)[part.labels][..., None, None]
         assert (part.images == expected).all()
     assert (
-        images.class_names(folder) == list(COLORS)
+        images.class_names(color_folder) == list(COLORS)
         and "its images are converted to (3, 32, 32)" in capsys.readouterr().out
     )
-    other = load(folder, seed=1)[1]
-    assert load(folder, test_fraction=0.5)[1].labels.bincount().tolist() == [5, 5, 5] and len(other.labels) == 6
+    other = load(color_folder, seed=1)[1]
+    assert load(color_folder, test_fraction=0.5)[1].labels.bincount().tolist() == [5, 5, 5] and len(other.labels) == 6
 
 
-def test_colour_to_grey(folder):
-    train, _ = load(folder, GREY)
+def test_colour_to_grey(color_folder):
+    train, _ = load(color_folder, GREY)
     for label, color in enumerate(COLORS.values()):
         found = train.images[train.labels == label].float()
         assert (found - np.dot(color, LUMA)).abs().max() <= 1
@@ -115,17 +100,17 @@ def test_pixels_of_unknown_range_are_left_out(pixels, tmp_path):
     assert images.read_image(tmp_path / "x.tiff", GREY) is None
 
 
-def test_other_layouts_are_no_classes(folder, tmp_path):
+def test_other_layouts_are_no_classes(color_folder, tmp_path):
     """Digits in folders below training/ and testing/ are not images of the classes "testing" and "training"."""
     for part in ("training", "testing"):
-        shutil.copytree(folder, tmp_path / "other" / part)
+        shutil.copytree(color_folder, tmp_path / "other" / part)
     with pytest.raises(UserError, match="testing: found no image"):
         load(tmp_path / "other")
-    before = load(folder)[0]
-    (folder / "red" / ".ipynb_checkpoints").mkdir()
-    shutil.copy(folder / "red" / "0.png", folder / "red" / ".ipynb_checkpoints" / "0-checkpoint.png")
-    shutil.copy(folder / "red" / "0.png", folder / "red" / "._0.png")
-    assert torch.equal(load(folder)[0].images, before.images)
+    before = load(color_folder)[0]
+    (color_folder / "red" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(color_folder / "red" / "0.png", color_folder / "red" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    shutil.copy(color_folder / "red" / "0.png", color_folder / "red" / "._0.png")
+    assert torch.equal(load(color_folder)[0].images, before.images)
 
 
 def test_an_upright_photograph(tmp_path):
@@ -139,24 +124,24 @@ def test_an_upright_photograph(tmp_path):
     assert found[:, 17:].min() > 250 and found[:, :15].max() < 5
 
 
-def test_the_order_of_files_does_not_matter(folder, monkeypatch):
-    expected = load(folder)
-    walk = type(folder).rglob
+def test_the_order_of_files_does_not_matter(color_folder, monkeypatch):
+    expected = load(color_folder)
+    walk = type(color_folder).rglob
 
     def shuffled(self, pattern):
         found = list(walk(self, pattern))
         random.Random(0).shuffle(found)
         return found
 
-    monkeypatch.setattr(type(folder), "rglob", shuffled)
-    for part, other in zip(expected, load(folder), strict=True):
+    monkeypatch.setattr(type(color_folder), "rglob", shuffled)
+    for part, other in zip(expected, load(color_folder), strict=True):
         assert torch.equal(part.images, other.images) and torch.equal(part.labels, other.labels)
 
 
-def test_two_levels(folder, tmp_path):
+def test_two_levels(color_folder, tmp_path):
     root = tmp_path / "two"
     root.mkdir()
-    os.rename(folder, root / "train")
+    os.rename(color_folder, root / "train")
     train, test = load(root)
     assert len(train.labels) == 30 and test.images.shape == (0, *COLOUR)
     for name in COLORS:
@@ -169,17 +154,17 @@ def test_two_levels(folder, tmp_path):
         load(root)
 
 
-def test_damaged_images_are_named_and_left_out(folder, capsys):
-    (folder / "red" / "0.png").write_bytes(b"")
-    content = (folder / "blue" / "1.bmp").read_bytes()
-    (folder / "blue" / "1.bmp").write_bytes(content[: len(content) // 2])
-    train, test = load(folder)
+def test_damaged_images_are_named_and_left_out(color_folder, capsys):
+    (color_folder / "red" / "0.png").write_bytes(b"")
+    content = (color_folder / "blue" / "1.bmp").read_bytes()
+    (color_folder / "blue" / "1.bmp").write_bytes(content[: len(content) // 2])
+    train, test = load(color_folder)
     assert len(train.labels) + len(test.labels) == 28
     assert "2 damaged images are left out: blue/1.bmp, red/0.png" in capsys.readouterr().err
-    for file in (folder / "red").iterdir():
+    for file in (color_folder / "red").iterdir():
         file.write_bytes(b"x")
     with pytest.raises(UserError, match="red: found no image, expected one for each class"):
-        load(folder)
+        load(color_folder)
 
 
 def png(width, height):
@@ -195,20 +180,20 @@ def png(width, height):
 
 
 @pytest.mark.parametrize("size", [(12_000, 9_000), (60_000, 60_000)])
-def test_a_bomb_is_refused(size, folder):
-    (folder / "red" / "0.png").write_bytes(png(*size))
+def test_a_bomb_is_refused(size, color_folder):
+    (color_folder / "red" / "0.png").write_bytes(png(*size))
     with pytest.raises(UserError, match=r"0\.png: found more than 100000000 pixels"):
-        load(folder)
+        load(color_folder)
 
 
-def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+def test_a_link_out_of_the_folder_is_refused(color_folder, tmp_path):
     Image.new("L", (30, 30)).save(tmp_path / "secret.png")
-    (folder / "red" / "10.png").symlink_to(tmp_path / "secret.png")
+    (color_folder / "red" / "10.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match=r"10\.png: found a link out of the folder"):
-        load(folder)
-    (folder / "red" / "10.png").unlink()
-    (folder / "red" / "10.png").symlink_to("0.png")
-    assert sum(len(part.labels) for part in load(folder)) == 31
+        load(color_folder)
+    (color_folder / "red" / "10.png").unlink()
+    (color_folder / "red" / "10.png").symlink_to("0.png")
+    assert sum(len(part.labels) for part in load(color_folder)) == 31
 
 
 @pytest.mark.parametrize(
@@ -229,11 +214,11 @@ def test_an_npz_file_of_another_shape(tmp_path, capsys):
     assert "images of (3, 32, 32) are converted to (1, 28, 28)" in capsys.readouterr().out
 
 
-def test_a_run_on_a_folder(folder, script, sandbox, capsys):
+def test_a_run_on_a_folder(color_folder, script, sandbox, capsys):
     """The number of classes is the folder's, their names are stored, and the run continues."""
     argv = [
         "--data",
-        str(folder),
+        str(color_folder),
         "--hid_dim",
         "2",
         "3",
@@ -264,6 +249,6 @@ def test_a_run_on_a_folder(folder, script, sandbox, capsys):
         with pytest.raises(SystemExit):
             script("train-net.py").main([*argv, "--n_classes", n])
         assert f"--n_classes: found {n}, expected" in capsys.readouterr().err
-    os.rename(folder, folder.with_name("moved"))
-    script("train-net.py").main(["--continue", str(run.root), "--data", str(folder.with_name("moved"))])
+    os.rename(color_folder, color_folder.with_name("moved"))
+    script("train-net.py").main(["--continue", str(run.root), "--data", str(color_folder.with_name("moved"))])
     assert "overridden: data" in capsys.readouterr().err

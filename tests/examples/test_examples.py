@@ -6,19 +6,21 @@ import sys
 import torch
 
 from runs.directory import ROOT
-from tests.data.test_images import COLORS, folder  # noqa: F401
+from tests.conftest import COLORS
 
 
-def test_own_network(folder, tmp_path):  # noqa: F811
+def test_own_network(color_folder, tmp_path):
     """It learns three colors, prints its predictions of the test images, and writes a state dict."""
-    (folder / ".cache").rmdir()
+    (color_folder / ".cache").rmdir()
     source = (ROOT / "examples" / "own_network.py").read_text()
     changed = source.replace("SIDE, EPOCHS, KL_WEIGHT = 64, 20,", "SIDE, EPOCHS, KL_WEIGHT = 32, 3,")
     changed = changed.replace("Path(__file__).resolve().parent.parent", f"Path({str(ROOT)!r})").replace(
         "samples=20", "samples=2"
     )
     assert source.count("SIDE, EPOCHS") == 1 and changed.count("samples=2)") == 1
-    done = subprocess.run([sys.executable, "-c", changed, str(folder)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", changed, str(color_folder)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     *epochs, last = done.stdout.splitlines()[:3], done.stdout.splitlines()[-1]
     assert (

@@ -11,7 +11,6 @@ from experiments.methods import Method
 from experiments.uncertainty import Predictions
 from runs.files import read_yaml
 from tests.conftest import network_argv
-from tests.experiments.test_paper import run  # noqa: F401  a fixture
 from utils import load_data
 
 
@@ -30,14 +29,14 @@ def test_what_the_strategies_pick():
     assert np.mean(first) == pytest.approx(499.5, abs=4 * 289 / 500**0.5)
 
 
-def test_an_experiment(run, small_inputs, monkeypatch, sandbox):  # noqa: F811
+def test_an_experiment(run_experiment, small_inputs, monkeypatch, sandbox):
     shape = " ".join(network_argv(small_inputs, "fconv", "vanilla", "vae")[2:])
     shared = f"{shape} --net_cfg vanilla-do --do 0.5 0.5 --ens 2"
     methods = {"dropout": Method("train-net.py", shared, ["--lr 0.01"], "dropout", epochs=2)}
     for module in (few_shot, uncertainty, active):
         monkeypatch.setattr(module, "METHODS", methods)
     part = active.SCALES["smoke"]["mnist"]._replace(numbers=(10, 13, 16), shown=(10, 16), data="not-mnist")
-    rows, _ = run(active, lambda small: {"mnist": part})
+    rows, _ = run_experiment(active, lambda small: {"mnist": part})
     assert [row[1] for row in rows] == ["images picked by", "mutual information", "entropy", "random"]
     assert len({row[2] for row in rows[1:]}) == 1, "all strategies start from the same networks"
     runs = [read_yaml(path) for path in sorted(sandbox.glob("logs/exman-train-net.py/runs/*/params.yaml"))[1:]]

@@ -12,7 +12,7 @@ from models.bayes import BayesConv2d, bayesian_layers, kl
 from models.build import build_vae
 from models.priors import DeepWeightPrior
 from tests.conftest import network_argv
-from tests.sweeps.test_page import elements_of
+from tests.pages import elements_of
 
 
 def log_density(vae, w):

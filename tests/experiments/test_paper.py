@@ -1,74 +1,18 @@
 """The experiments of the paper: curves and accuracies of their runs in tables, figures and the report."""
 
-import re
-
 import numpy as np
 import pytest
 
 from experiments import active, classification, convergence, feature_extraction, few_shot, paper, uncertainty
 from experiments.methods import Method
 from runs.errors import UserError
-from runs.log import read_rows
-from sweeps import trials as sweep_trials
 from tests.conftest import network_argv
-
-REPORT = "# Results\n\n<!-- {0} -->\nold\n<!-- end of {0} -->\n\nA sentence.\n"
-
-
-@pytest.fixture
-def run(sandbox, script, small_inputs, monkeypatch):
-    """`run(module)` runs an experiment at scale smoke on the small data, in this process: its report, and the logs."""
-    monkeypatch.setenv("DWP_PATH", str(sandbox / "logs"))
-
-    def run_sweep(name, trials, resources, command, accepted=""):
-        return [script(trial.script_name).main(list(trial.argv)).root for trial in trials]
-
-    make = sweep_trials.make_trial
-
-    def make_small(path, words, label):  # the small data sets have no MNIST
-        return make(path, [{"mnist": "not-mnist"}.get(word, word) for word in words], label)
-
-    def small(text):
-        """The arguments of runs in small batches."""
-        return re.sub(r"--bs \d+", "--bs 10", text)
-
-    monkeypatch.setattr(sweep_trials, "make_trial", make_small)
-    monkeypatch.setattr(paper, "run_sweep", run_sweep)
-    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
-    monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
-    (sandbox / "kernels").mkdir()
-    for k in (5, 7):
-        (sandbox / "kernels" / f"vae{k}x{k}").symlink_to(small_inputs / f"vae{k}")
-        folder = sandbox / "kernels" / f"conv{k}x{k}"
-        folder.mkdir()
-        (folder / "train.npy").symlink_to(small_inputs / f"filters{k}.npy")
-
-    def run(module, parts):
-        name = module.__name__.split(".")[-1]
-        monkeypatch.setitem(module.SCALES, "smoke", parts(small))
-        report = sandbox / "report.md"
-        report.write_text(REPORT.format(name))
-        module.main(["--scale", "smoke", "--out", str(sandbox / "out"), "--report", str(report)])
-        assert (sandbox / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (sandbox / "out" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-        text = report.read_text()
-        assert text.startswith(f"# Results\n\n<!-- {name} -->\n```\npython -m experiments.{name} --scale smoke")
-        assert f"![{name}](out/{name}.png)" in text and "old" not in text
-        assert text.endswith(f"<!-- end of {name} -->\n\nA sentence.\n")
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*", text, re.M)]
-        logs = sorted(sandbox.glob("logs/*/runs/*/*-logs.csv"), key=lambda path: (path.parts[-4], path.parts[-2]))
-        return rows, [read_rows(path) for path in logs]
-
-    return run
+from tests.experiments.conftest import REPORT, mean_and_std
 
 
-def mean_and_std(text):
-    return [float(x) for x in re.fullmatch(r"(\S+) ± (\S+) \(2\)", text).groups()]
-
-
-def test_convergence(run):
+def test_convergence(run_experiment):
     task = convergence.SCALES["smoke"]["mnist-vae"]._replace(steps=(1, 2))
-    rows, logs = run(
+    rows, logs = run_experiment(
         convergence, lambda small: {"mnist-vae": task._replace(shared=small(task.shared) + " --eval_freq 1")}
     )
     assert [row[0] for row in rows] == ["initialization", "dwp", "filters", "xavier"]
@@ -93,8 +37,8 @@ def test_steps_to_a_target():
     assert rows == [["dwp", "10 ± 13 (2)", "50"], ["filters", "20 ± 0 (2)", "33"], ["xavier", "not by 1 of 2", "97"]]
 
 
-def test_feature_extraction(run):
-    rows, logs = run(
+def test_feature_extraction(run_experiment):
+    rows, logs = run_experiment(
         feature_extraction, lambda small: {"mnist": feature_extraction.Part((16, 8), (1, 2), small(FEATURES))}
     )
     assert [row[0] for row in rows] == ["k", "1/16", "1/8"]
@@ -105,7 +49,7 @@ def test_feature_extraction(run):
     assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
 
 
-def test_classification(run, small_inputs, monkeypatch):
+def test_classification(run_experiment, small_inputs, monkeypatch):
     shape = network_argv(small_inputs, "fconv", "vanilla", "vae")[2:]
     methods = {
         "l2": Method("train-net.py", " ".join(shape), ["--lr 1e-9", "--lr 0.1"], "network", epochs=2),
@@ -116,7 +60,7 @@ def test_classification(run, small_inputs, monkeypatch):
     monkeypatch.setattr(classification, "AS_PUBLISHED", {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)})
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
     parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
-    rows, logs = run(classification, lambda small: parts)
+    rows, logs = run_experiment(classification, lambda small: parts)
     assert [row[:2] for row in rows] == [
         ["method", "images"],
         ["l2", "10"],

@@ -14,14 +14,27 @@ import utils
 from experiments import ensemble, predict
 from models.bayes import set_mode
 from models.metrics import ensemble_log_probs, scores, uncertainty
-from tests.conftest import network_argv
-from tests.data.test_images import COLORS, folder  # noqa: F401
+from tests.conftest import COLORS, network_argv
 
 
 @pytest.fixture
-def run(folder, script, sandbox, vae_folder, capsys):  # noqa: F811
+def run(color_folder, script, sandbox, vae_folder, capsys):
     """A Bayesian network with a noisy posterior that has learnt from the folder of colors."""
-    argv = ["--data", str(folder), "--hid_dim", "2", "3", "--epochs", "2", "--bs", "8", "--ens", "2", "--prior", "vae"]
+    argv = [
+        "--data",
+        str(color_folder),
+        "--hid_dim",
+        "2",
+        "3",
+        "--epochs",
+        "2",
+        "--bs",
+        "8",
+        "--ens",
+        "2",
+        "--prior",
+        "vae",
+    ]
     argv += [
         "--vae_list",
         vae_folder(7),
@@ -43,9 +56,9 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_the_folder_that_a_run_learnt_from(run, folder, tmp_path, capsys):  # noqa: F811
+def test_the_folder_that_a_run_learnt_from(run, color_folder, tmp_path, capsys):
     """Its test images are predicted, by the same draws of the weights as in Python."""
-    predict.main([str(run), str(folder), "--out", str(tmp_path / "p.csv"), "--samples", "5"])
+    predict.main([str(run), str(color_folder), "--out", str(tmp_path / "p.csv"), "--samples", "5"])
     out, rows = capsys.readouterr().out, table(tmp_path / "p.csv")
     net, params = utils.load_network(run)
     _, test = utils.load_run_data(params)
@@ -61,7 +74,7 @@ def test_the_folder_that_a_run_learnt_from(run, folder, tmp_path, capsys):  # no
         *(f"p_{c}" for c in COLORS),
     ]
     assert [row["label"] for row in rows] == [list(COLORS)[i] for i in test.labels]
-    assert all((folder / row["image"]).is_file() and row["image"].startswith(row["label"]) for row in rows)
+    assert all((color_folder / row["image"]).is_file() and row["image"].startswith(row["label"]) for row in rows)
     found = np.array([[float(row[f"p_{c}"]) for c in COLORS] for row in rows])
     np.testing.assert_allclose(found, p, atol=1e-6)
     assert [row["class"] for row in rows] == [list(COLORS)[i] for i in p.argmax(1)]
@@ -75,24 +88,24 @@ def test_the_folder_that_a_run_learnt_from(run, folder, tmp_path, capsys):  # no
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_that_has_changed(run, folder, tmp_path, capsys):  # noqa: F811
+def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     """Another split would put images that the run learnt from among its test images; a link is the same folder."""
     with pytest.raises(SystemExit):
         predict.main([str(run), str(tmp_path / "nothing")])
     assert "nothing: found no image" in capsys.readouterr().err
-    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link").symlink_to(color_folder)
     predict.main([str(run), str(tmp_path / "link"), "--out", str(tmp_path / "p.csv"), "--samples", "2"])
     assert len(table(tmp_path / "p.csv")) == 6
-    shutil.copy(folder / "red" / "0.png", folder / "red" / "99.png")
-    for command, argv in ((predict, [str(run), str(folder)]), (ensemble, [str(run)])):
+    shutil.copy(color_folder / "red" / "0.png", color_folder / "red" / "99.png")
+    for command, argv in ((predict, [str(run), str(color_folder)]), (ensemble, [str(run)])):
         with pytest.raises(SystemExit) as stop:
             command.main(argv)
         assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err
 
 
-def test_a_run_without_test_images(folder, script, sandbox, tmp_path, capsys):  # noqa: F811
+def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, capsys):
     (tmp_path / "two").mkdir()
-    shutil.move(folder, tmp_path / "two" / "train")
+    shutil.move(color_folder, tmp_path / "two" / "train")
     argv = ["--data", str(tmp_path / "two"), "--hid_dim", "2", "3", "--epochs", "1", "--device", "cpu"]
     root = script("train-net.py").main(argv).root
     for command, more in ((predict, [str(tmp_path / "two")]), (ensemble, [])):

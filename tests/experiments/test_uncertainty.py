@@ -8,7 +8,7 @@ from experiments import few_shot, uncertainty
 from experiments.methods import Method
 from experiments.uncertainty import FOREIGN, Predictions
 from tests.conftest import network_argv
-from tests.experiments.test_paper import mean_and_std, run  # noqa: F401  a fixture
+from tests.experiments.conftest import mean_and_std
 from utils import DataSet, load_data
 
 
@@ -75,7 +75,7 @@ def test_what_is_measured():
     assert confidence == pytest.approx([top[b].mean().item() for b in bins])
 
 
-def test_a_comparison(run, small_inputs, monkeypatch, sandbox):  # noqa: F811
+def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
     """Scores are those of the runs' logs, and predictions that exist are read."""
     shape = " ".join(network_argv(small_inputs, "fconv", "vanilla", "vae")[2:])
     dropout = f"{shape} --net_cfg vanilla-do --do 0.5 0.5 --ens 2"
@@ -91,7 +91,7 @@ def test_a_comparison(run, small_inputs, monkeypatch, sandbox):  # noqa: F811
     part = uncertainty.SCALES["smoke"]["10"]._replace(
         splits=(0, 1), methods=tuple(methods), ensembles=("l2",), scaled=("l2",), tune_splits=(7,)
     )
-    rows, logs = run(uncertainty, lambda small: {"10": part})
+    rows, logs = run_experiment(uncertainty, lambda small: {"10": part})
     assert [row[0] for row in rows[:5]] == ["method", "l2", "dropout", "l2, temperature", "2 x l2"]
     last = [log[-1] for log in logs[2:]]  # after a tuning run of each method
     own = [row["test_nll"] for row in last[:2]]

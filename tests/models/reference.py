@@ -82,3 +82,16 @@ def monte_carlo(draw, n):
     """Mean of n calls of `draw`, and its standard error."""
     values = np.array([draw() for _ in range(n)])
     return values.mean(), values.std(ddof=1) / math.sqrt(n)
+
+
+# Options of convs with 3x3 kernels, 2 input and 4 output channels.
+CONVS = [
+    {"padding": 2, "padding_mode": mode, "bias": bias, "stride": stride}
+    for mode, bias, stride in (
+        ("circular", True, 1),
+        ("reflect", False, 2),
+        ("replicate", True, 1),
+        ("zeros", False, 2),
+    )
+]
+CONVS += [{"padding": "same", "padding_mode": "circular"}, {"dilation": 2, "padding": 1, "groups": 2}]

@@ -14,7 +14,7 @@ from models.bayes import BayesConv2d, bayesian_layers, bayesianize, kl, predict
 from models.build import build_vae
 from models.priors import DeepWeightPrior, NormalPrior
 from runs.directory import ROOT
-from tests.models.test_user_layers import CONVS
+from tests.models.reference import CONVS
 
 
 @pytest.fixture

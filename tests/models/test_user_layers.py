@@ -14,17 +14,7 @@ from models.build import build_network, build_vae
 from models.flow import KernelFlow
 from models.priors import DeepWeightPrior, FlowPrior, GaussPrior, LogUniformPrior, NormalPrior
 from runs.directory import ROOT
-
-CONVS = [
-    {"padding": 2, "padding_mode": mode, "bias": bias, "stride": stride}
-    for mode, bias, stride in (
-        ("circular", True, 1),
-        ("reflect", False, 2),
-        ("replicate", True, 1),
-        ("zeros", False, 2),
-    )
-]
-CONVS += [{"padding": "same", "padding_mode": "circular"}, {"dilation": 2, "padding": 1, "groups": 2}]
+from tests.models.reference import CONVS
 
 
 @pytest.mark.parametrize("options", CONVS, ids=str)

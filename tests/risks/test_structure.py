@@ -20,6 +20,16 @@ def test_no_file_is_long():
     assert len(lengths) > 50 and {name: n for name, n in lengths.items() if n >= 400} == {}
 
 
+def test_no_test_file_imports_another():
+    """What tests share stands in a conftest.py or a file that is no test."""
+    found = [
+        str(file)
+        for file in (ROOT / "tests").rglob("*.py")
+        if re.search(r"^\s*(from|import) tests\S*\.test_", file.read_text(), re.M)
+    ]
+    assert not found
+
+
 @pytest.mark.parametrize("file", ["utils.py", "hubconf.py", "train-net.py", "train-vae.py", "train-bnn.py"])
 def test_files_of_the_top_level_import_from_lower_rooms_alone(file):
     """The packages are checked by import-linter in `make lint`; these files belong to no package."""

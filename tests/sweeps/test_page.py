@@ -2,11 +2,9 @@
 
 import base64
 import csv
-import hashlib
 import io
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -18,43 +16,9 @@ from sweeps import collect
 from sweeps.page import SORT, compact_table, kernels_before_after, plot_groups
 from sweeps.tables import group_runs, printable, read_runs
 from tests.conftest import SMALL
+from tests.pages import elements_of
 
 HOSTILE = "</td><script>alert(1)</script>$\\frac{$-->\x1b[31m\n'\"&<b>"
-
-
-class Elements(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text, self.scripts = [], "", []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.tags and self.tags[-1][0] == "script":
-            self.scripts.append(data)
-            self.tags.pop()
-        else:
-            self.text += data
-
-
-def elements_of(page):
-    """The elements of a page that loads nothing, and whose one script is that of the project, by its hash."""
-    elements = Elements(page)
-    assert elements.scripts == [SORT]
-    assert not {tag for tag, _ in elements.tags} & {"script", "b", "link", "iframe", "object", "foreignobject"}
-    for _, attributes in elements.tags:
-        assert not any(name.startswith("on") for name in attributes)
-        for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
-    assert "url(" not in page.replace("url(#", "")
-    policy = next(a["content"] for tag, a in elements.tags if tag == "meta" and "content" in a)
-    digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
-    assert policy.startswith("default-src 'none'") and policy.endswith(f"; script-src 'sha256-{digest}'")
-    return elements
 
 
 @pytest.mark.parametrize("by", [[], ["--by", printable(HOSTILE)]])

@@ -1,0 +1,62 @@
+"""Experiments at scale smoke, run in this process."""
+
+import re
+
+import pytest
+
+from experiments import few_shot, paper
+from runs.log import read_rows
+from sweeps import trials as sweep_trials
+
+REPORT = "# Results\n\n<!-- {0} -->\nold\n<!-- end of {0} -->\n\nA sentence.\n"
+
+
+@pytest.fixture
+def run_experiment(sandbox, script, small_inputs, monkeypatch):
+    """`run_experiment(module, parts)` runs an experiment at scale smoke, on small data: its report, and the logs."""
+    monkeypatch.setenv("DWP_PATH", str(sandbox / "logs"))
+
+    def run_sweep(name, trials, resources, command, accepted=""):
+        return [script(trial.script_name).main(list(trial.argv)).root for trial in trials]
+
+    make = sweep_trials.make_trial
+
+    def make_small(path, words, label):  # the small data sets have no MNIST
+        return make(path, [{"mnist": "not-mnist"}.get(word, word) for word in words], label)
+
+    def small(text):
+        """The arguments of runs in small batches."""
+        return re.sub(r"--bs \d+", "--bs 10", text)
+
+    monkeypatch.setattr(sweep_trials, "make_trial", make_small)
+    monkeypatch.setattr(paper, "run_sweep", run_sweep)
+    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
+    monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
+    (sandbox / "kernels").mkdir()
+    for k in (5, 7):
+        (sandbox / "kernels" / f"vae{k}x{k}").symlink_to(small_inputs / f"vae{k}")
+        folder = sandbox / "kernels" / f"conv{k}x{k}"
+        folder.mkdir()
+        (folder / "train.npy").symlink_to(small_inputs / f"filters{k}.npy")
+
+    def run(module, parts):
+        name = module.__name__.split(".")[-1]
+        monkeypatch.setitem(module.SCALES, "smoke", parts(small))
+        report = sandbox / "report.md"
+        report.write_text(REPORT.format(name))
+        module.main(["--scale", "smoke", "--out", str(sandbox / "out"), "--report", str(report)])
+        assert (sandbox / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (sandbox / "out" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        text = report.read_text()
+        assert text.startswith(f"# Results\n\n<!-- {name} -->\n```\npython -m experiments.{name} --scale smoke")
+        assert f"![{name}](out/{name}.png)" in text and "old" not in text
+        assert text.endswith(f"<!-- end of {name} -->\n\nA sentence.\n")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*", text, re.M)]
+        logs = sorted(sandbox.glob("logs/*/runs/*/*-logs.csv"), key=lambda path: (path.parts[-4], path.parts[-2]))
+        return rows, [read_rows(path) for path in logs]
+
+    return run
+
+
+def mean_and_std(text):
+    return [float(x) for x in re.fullmatch(r"(\S+) ± (\S+) \(2\)", text).groups()]
