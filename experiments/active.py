@@ -21,12 +21,11 @@ import numpy as np
 
 from experiments.few_shot import Sweeps, settings_text, tune
 from experiments.methods import METHODS
-from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
+from experiments.paper import Experiment, difference_text, mean_curve, mean_text, parse, write_report
 from experiments.subsets import write_npz
 from experiments.uncertainty import Predictions, predict_run
 from runs.errors import one_line_errors
 from runs.files import write_yaml
-from sweeps.tables import summary
 
 if TYPE_CHECKING:
     from utils import DataSet
@@ -119,10 +118,11 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
             distinct = list(dict.fromkeys(lines.values()))  # strategies start from the same images
             roots = experiment.run(f"{name}-{number}", method.script, distinct)
             found += roots
-            by_line = dict(zip(distinct, roots, strict=True))
+            folder = experiment.kept / "predictions"
+            each = [predict_run(root, name, sets, folder / f"{name}-{root.name}.npz") for root in roots]
+            predicted = dict(zip(distinct, each, strict=True))
             for chain, line in lines.items():
-                root = by_line[line]
-                own = predict_run(root, name, sets, experiment.kept / "predictions" / f"{name}-{root.name}.npz")
+                own = predicted[line]
                 accuracies[chain].append((own["test"].log_p.argmax(1) == test.labels).double().mean().item())
                 if following:
                     more = picked(chain[1], own["pool"], labelled[chain], following - number, chain[2])
@@ -154,17 +154,12 @@ def main(argv: list[str] | None = None) -> None:
         accuracies, own = run_chains(experiment, part)
         roots += own
         tables["Accuracy on test images, mean ± standard deviation over seeds (n):"] = table_of(part, accuracies)
-        from sweeps.plots import Curve
-
         for method in part.methods:
-            curves = []
-            for strategy in STRATEGIES:
-                found = [
-                    summary(list(v)) for v in zip(*(accuracies[method, strategy, s] for s in part.seeds), strict=True)
-                ]
-                mean, std = ([point[key] for point in found] for key in ("mean", "std"))
-                curves.append(Curve(strategy.replace("_", " "), list(part.numbers), mean, std))
-            panels[f"{method}: test accuracy"] = curves
+            values = {s: zip(*(accuracies[method, s, seed] for seed in part.seeds), strict=True) for s in STRATEGIES}
+            panels[f"{method}: test accuracy"] = [
+                mean_curve(strategy.replace("_", " "), list(part.numbers), list(own))
+                for strategy, own in values.items()
+            ]
     from sweeps.plots import plot_panels, save
 
     save(plot_panels(panels, "labels", bands=True), experiment.out / "active.png", vector=True)

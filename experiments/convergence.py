@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.paper import CIFARNET, INITS, init_options, mean_text, parse, published, write_report
+from experiments.paper import CIFARNET, INITS, init_options, mean_curve, mean_text, parse, published, write_report
 from runs.errors import one_line_errors
 from runs.log import read_rows
 
@@ -132,13 +132,11 @@ def main(argv: list[str] | None = None) -> None:
         curves = {init: every[i * n : (i + 1) * n] for i, init in enumerate(INITS)}
         tables[task.ylabel] = compare(data, task, curves)
         panels[task.ylabel] = []
-        from sweeps.plots import Curve, plot_panels, save
-        from sweeps.tables import summary
-
         for init, own in curves.items():
-            points = {step: summary([curve[step] for curve in own]) for step in own[0]}
-            mean, std = ([point[name] for point in points.values()] for name in ("mean", "std"))
-            panels[task.ylabel].append(Curve(init, list(points), mean, std, published_points(data, task, init)))
+            values = [[curve[step] for curve in own] for step in own[0]]
+            panels[task.ylabel].append(mean_curve(init, list(own[0]), values, published_points(data, task, init)))
+    from sweeps.plots import plot_panels, save
+
     save(plot_panels(panels, "steps", bands=True), experiment.out / "convergence.png", vector=True)
     write_report(experiment, tables, roots)
 

@@ -29,6 +29,7 @@ from runs.errors import one_line_errors
 from runs.log import Row, table_text
 from runs.options import Parser
 from runs.types import WHOLE, number_type
+from sweeps.scales import CHOSEN
 
 if TYPE_CHECKING:
     import matplotlib.pyplot as plt
@@ -36,11 +37,8 @@ if TYPE_CHECKING:
 
     from utils import DataSet
 
-# By label: a method, and the setting that experiments.few_shot chose for it.
-PRIORS = {
-    "deep weight prior": ("dwp", "--kl_weight 0.003 --classifier_lamb 0.0548 --lr 0.003"),
-    "normal": ("sn", "--kl_weight 0.001 --classifier_lamb 0.0316 --lamb 0.1"),
-}
+# By label: a method, and its prior.
+PRIORS = {"deep weight prior": ("dwp", "vae"), "normal": ("sn", "sn")}
 EXAMPLES = 50  # images to learn from
 EVALUATIONS = 20  # of each run
 WATCHED = 1000  # test images of the learning curves
@@ -127,9 +125,9 @@ def main(argv: list[str] | None = None) -> None:
 
         def train(label: str) -> list[Row]:
             """Train a network under a prior, print each row of its log, and return all rows."""
-            method, setting = PRIORS[label]
+            method, prior = PRIORS[label]
             rows = []
-            arguments = shlex.split(f"{METHODS[method].shared} {setting} {task}")
+            arguments = shlex.split(f"{METHODS[method].shared} {CHOSEN[prior]} {task}")
             for row in train_bnn(arguments, threads, Path(folder, method)):
                 tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{method:3} | "))
                 bar.update()

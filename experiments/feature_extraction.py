@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.paper import CIFARNET, INITS, Experiment, init_options, mean_text, parse, published, write_report
+from experiments.paper import (
+    CIFARNET,
+    INITS,
+    Experiment,
+    init_options,
+    mean_curve,
+    mean_text,
+    parse,
+    published,
+    write_report,
+)
 from runs.errors import one_line_errors
 from runs.log import read_rows
 
@@ -68,9 +78,6 @@ def main(argv: list[str] | None = None) -> None:
     experiment = parse("feature_extraction", __doc__, SCALES, argv)
     roots: list[Path] = []
     panels, tables = {}, {}
-    from sweeps.plots import Curve, plot_panels, save
-    from sweeps.tables import summary
-
     parts = {data: SCALES[experiment.scale][data] for data in experiment.parts}
     inits = {data: {init: init_options(init, part.convs) for init in INITS} for data, part in parts.items()}
     for data, part in parts.items():
@@ -85,10 +92,11 @@ def main(argv: list[str] | None = None) -> None:
             paper = {name: paper[f"k={name}"] for name in names if f"k={name}" in paper}
             for row, name, values in zip(rows, names, found, strict=True):
                 row += [mean_text(values, 4), f"{paper[name]:g}" if name in paper else ""]
-            mean, std = ([summary(values)[key] for values in found] for key in ("mean", "std"))
-            curves.append(Curve(init, names, mean, std, list(paper.items())))
+            curves.append(mean_curve(init, names, found, list(paper.items())))
         panels[f"{data}: test accuracy"] = curves
         tables[f"{data}, test accuracy:"] = [headers, *rows]
+    from sweeps.plots import plot_panels, save
+
     save(plot_panels(panels, "scale k of the channels"), experiment.out / "feature_extraction.png", vector=True)
     write_report(experiment, tables, roots)
 

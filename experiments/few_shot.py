@@ -26,22 +26,21 @@ options of sweeps.
 
 import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.methods import DEFAULT, METHODS, PREDICTIONS, SOURCES, with_kernels
+from experiments.training import train_lines
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
-from runs.files import read_yaml, write_yaml
+from runs.files import write_yaml
 from runs.log import read_rows, write_csv
 from runs.options import Parser
 from runs.types import SEED, WHOLE, number_type, path_type
-from sweeps.cluster import Resources, parse_resources, run_sweep
+from sweeps.cluster import Resources, parse_resources
 from sweeps.grid import split_command
 from sweeps.tables import mean_scores, summary
-from sweeps.trials import line_trials
 
 Score = dict[str, float]
 
@@ -54,49 +53,10 @@ class Sweeps:
         self.resources = resources
         self.command = command
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
-        self.fingerprints: dict[str, dict[str, str]] = {}  # of VAEs, flows and kernels by option, by arguments
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
-        """The run directories of trials of a script, given by their arguments. As `run_sweep`."""
-        trials = line_trials(script, lines)
-        roots = run_sweep(f"{self.name}-{name}", trials, self.resources, self.command, accepted)
-        self.check_sources([root for root in roots if root])
-        return roots
-
-    def check_sources(self, roots: Sequence[Path]) -> None:
-        """Check that runs had the VAEs, flows and kernels that their paths have now, because a trial that was finished
-        before is known by the paths alone. Raises UserError."""
-        import torch
-
-        import utils
-        from models.configs import MODELS
-        from models.configs import SOURCES as SOURCE_KINDS
-        from runs.checkpoint import fingerprint
-
-        for root in roots:
-            params = read_yaml(root / "params.yaml")
-            options = (
-                "model",
-                "init_list",
-                "prior",
-                "prior_list",
-                "dwp_reg",
-                *(f"{kind}_list" for kind in SOURCE_KINDS),
-            )
-            key = repr([params.get(option) for option in options])
-            if key not in self.fingerprints:
-                prior = params.get("prior") or ("vae" if params.get("dwp_reg") else "no")
-                priors = params.get("prior_list") or [prior] * len(MODELS[params["model"]].kernel_sizes)
-                empty = utils.DataSet(*[torch.empty(0)] * 2)
-                sources = utils.load_sources(Namespace(**params, priors=priors), torch.device("cpu"))
-                inputs = utils.run_inputs(empty, empty, sources)
-                self.fingerprints[key] = {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCE_KINDS}
-            for option, expected in self.fingerprints[key].items():
-                found = params.get("inputs", {}).get(option, fingerprint([]))
-                if found != expected:
-                    raise UserError(
-                        f"{root}: its --{option} has changed since this run, expected the same: use another DWP_PATH"
-                    )
+        """The run directories of trials of a script, given by their arguments. As `train_lines`."""
+        return train_lines(f"{self.name}-{name}", script, lines, self.resources, self.command, accepted)
 
     def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:
         """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""

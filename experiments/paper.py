@@ -6,17 +6,20 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.training import train_lines
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
 from runs.files import atomic_write, read_yaml
 from runs.options import Parser
 from runs.types import data_type, path_type
-from sweeps.cluster import Resources, parse_resources, run_sweep
+from sweeps.cluster import Resources, parse_resources
 from sweeps.grid import split_command
 from sweeps.tables import summary
-from sweeps.trials import line_trials
+
+if TYPE_CHECKING:
+    from sweeps.plots import Curve
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
@@ -48,8 +51,8 @@ class Experiment(NamedTuple):
 
         `{cifar10}` in the arguments stands for the option's value.
         """
-        trials = line_trials(script, [line.replace("{cifar10}", shlex.quote(self.cifar10)) for line in lines])
-        return run_sweep(f"{self.name}-{self.scale}-{part}", trials, self.resources, self.command)
+        lines = [line.replace("{cifar10}", shlex.quote(self.cifar10)) for line in lines]
+        return train_lines(f"{self.name}-{self.scale}-{part}", script, lines, self.resources, self.command)
 
 
 def parse(
@@ -106,6 +109,19 @@ def published(figure: str, data: str, method: str) -> dict[str, float]:
             row for row in csv.DictReader(file) if (row["figure"], row["data"], row["method"]) == (figure, data, method)
         ]
     return {row["setting"]: float(row["value"]) for row in rows}
+
+
+def mean_curve(
+    label: str,
+    x: Sequence[float | str],
+    values: Sequence[Sequence[float]],
+    published: Sequence[tuple[float | str, float]] = (),
+) -> "Curve":
+    """The curve of means and standard deviations of the values at each x, with published points."""
+    from sweeps.plots import Curve
+
+    found = [summary(list(own)) for own in values]
+    return Curve(label, x, [point["mean"] for point in found], [point["std"] for point in found], published)
 
 
 def mean_text(values: Sequence[float], digits: int) -> str:

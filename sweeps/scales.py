@@ -49,8 +49,10 @@ BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list va
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 # The settings that experiments.few_shot chose for each prior (RESULTS.md).
 FEW_IMAGES = "--classifier_prior sn --lr_var 0.06 --kl_kernels 1024 --epochs 300 --eval_freq 0 --ens 1 --draws 30"
-DWP = "--prior_list vae vae --kl_weight 0.003 --classifier_lamb 0.0548 --lr 0.003"
-NORMAL = "--prior_list sn sn --kl_weight 0.001 --classifier_lamb 0.0316 --lamb 0.1 --lr 0.01"
+CHOSEN = {
+    "vae": "--kl_weight 0.003 --classifier_lamb 0.0548 --lr 0.003",
+    "sn": "--kl_weight 0.001 --classifier_lamb 0.0316 --lamb 0.1 --lr 0.01",
+}
 FEW_TASKS = "--num_examples 50 100 --data_split_seed 0..4"
 
 SMOKE_BNN = f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
@@ -101,8 +103,8 @@ SCALES = {
             "fconv3x3": Ranking(["3x3", "3x3", "3x3"], f"{RANKING} --model fconv3x3 --hid_dim 32 64 64"),
         },
         bnns={
-            "vae": Sweep(FEW_TASKS, f"{LAPTOP_BNN} {DWP}"),
-            "sn": Sweep(FEW_TASKS, f"{LAPTOP_BNN} {NORMAL}"),
+            prior: Sweep(FEW_TASKS, f"{LAPTOP_BNN} --prior_list {prior} {prior} {chosen}")
+            for prior, chosen in CHOSEN.items()
         },
     ),
     # The paper's networks, VAEs and epochs.

@@ -216,21 +216,8 @@ def test_an_npz_file_of_another_shape(tmp_path, capsys):
 
 def test_a_run_on_a_folder(color_folder, script, sandbox, capsys):
     """The number of classes is the folder's, their names are stored, and the run continues."""
-    argv = [
-        "--data",
-        str(color_folder),
-        "--hid_dim",
-        "2",
-        "3",
-        "--epochs",
-        "2",
-        "--bs",
-        "8",
-        "--aug",
-        "affine",
-        "--device",
-        "cpu",
-    ]
+    options = "--hid_dim 2 3 --epochs 2 --bs 8 --aug affine --device cpu"
+    argv = ["--data", str(color_folder), *options.split()]
     run = script("train-net.py").main(argv)
     params = yaml.safe_load((run.root / "params.yaml").read_text())
     assert params["classes"] == list(COLORS) and params["n_classes"] == 3

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments import few_shot, paper
+from experiments import paper, training
 from runs.log import read_rows
 from sweeps import trials as sweep_trials
 
@@ -29,8 +29,7 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
         return re.sub(r"--bs \d+", "--bs 10", text)
 
     monkeypatch.setattr(sweep_trials, "make_trial", make_small)
-    monkeypatch.setattr(paper, "run_sweep", run_sweep)
-    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
+    monkeypatch.setattr(training, "run_sweep", run_sweep)
     monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
     (sandbox / "kernels").mkdir()
     for k in (5, 7):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from experiments import few_shot
+from experiments import few_shot, training
 from experiments.methods import PREDICTIONS, SOURCES, Method
 from runs.errors import UserError
 from runs.files import read_yaml, write_yaml
@@ -45,7 +45,7 @@ def trials(small_inputs, script, monkeypatch):
         ),
         "a-mean": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "mean network", epochs=2),
     }
-    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
+    monkeypatch.setattr(training, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", methods)
     make = sweep_trials.make_trial
 
@@ -135,7 +135,7 @@ def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
         found.extend(trial.label for trial in trials)
         raise InterruptedError
 
-    monkeypatch.setattr(few_shot, "run_sweep", run_sweep)
+    monkeypatch.setattr(training, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", dict(few_shot.METHODS))
     monkeypatch.setattr(few_shot.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
     folders = [str(tmp_path / "a b"), str(tmp_path / "c")]
@@ -217,13 +217,24 @@ def test_the_statistics():
 def test_a_run_with_sources_that_have_changed(prior, script, small_inputs):
     """A finished trial is not taken if the VAEs, kernels or flows of its paths are not those of its run."""
     root = script("train-bnn.py").main([*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", prior]).root
-    few_shot.Sweeps(None, "x").check_sources([root])
+    training.check_sources("train-bnn.py", [root])
     params = read_yaml(root / "params.yaml")
     option = {"vae": "vae_list", "gauss": "filters_list", "flow": "flow_list"}[prior]
     params["inputs"][option] = "0" * 64
     write_yaml(root / "params.yaml", params)
     with pytest.raises(UserError, match=f"its --{option} has changed since this run"):
-        few_shot.Sweeps(None, "x").check_sources([root])
+        training.check_sources("train-bnn.py", [root])
+
+
+def test_kernels_that_have_changed_since_a_flow_learnt_them(script, small_inputs, tmp_path):
+    np.save(tmp_path / "train.npy", np.load(small_inputs / "filters5.npy"))
+    np.save(tmp_path / "test.npy", np.load(small_inputs / "filters5.npy"))
+    words = f"--kind flow --kernel_dim 5 --hidden_dim 4 --transforms 1 --num_epochs 1 --data_dir {tmp_path}".split()
+    root = script("train-vae.py").main(words).root
+    training.check_sources("train-vae.py", [root])
+    np.save(tmp_path / "train.npy", 2 * np.load(small_inputs / "filters5.npy"))
+    with pytest.raises(UserError, match="its --train has changed since this run"):
+        training.check_sources("train-vae.py", [root])
 
 
 def test_every_method_has_the_same_budget_and_valid_settings(script):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import active, classification, convergence, feature_extraction, few_shot, paper, uncertainty
+from experiments import active, classification, convergence, feature_extraction, few_shot, paper, training, uncertainty
 from experiments.methods import Method
 from runs.errors import UserError
 from tests.conftest import network_argv
@@ -93,8 +93,7 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         assert len({trial.key for trial in trials}) == len(trials) > 0
         raise InterruptedError
 
-    for user in (paper, few_shot):
-        monkeypatch.setattr(user, "run_sweep", run_sweep)
+    monkeypatch.setattr(training, "run_sweep", run_sweep)
     for file in (f"{kind}{name}/train.npy" for name in paper.CIFARNET for kind in ("vae", "conv")):
         (sandbox / "cifar" / file).parent.mkdir(parents=True)
         (sandbox / "cifar" / file).touch()
@@ -113,7 +112,7 @@ def test_a_part_of_another_scale(sandbox, capsys):
 @pytest.mark.parametrize("module", [convergence, feature_extraction])
 def test_a_missing_vae_is_named_before_the_first_run(module, sandbox, monkeypatch, capsys):
     monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
-    monkeypatch.setattr(paper, "run_sweep", None)
+    monkeypatch.setattr(training, "run_sweep", None)
     with pytest.raises(SystemExit) as stop:
         module.main(["--scale", "laptop"])
     assert stop.value.code == 2 and f"--parts: found no {sandbox / 'cifar' / 'vae7x7'}" in capsys.readouterr().err

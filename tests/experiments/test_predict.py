@@ -20,21 +20,8 @@ from tests.conftest import COLORS, network_argv
 @pytest.fixture
 def run(color_folder, script, sandbox, vae_folder, capsys):
     """A Bayesian network with a noisy posterior that has learnt from the folder of colors."""
-    argv = [
-        "--data",
-        str(color_folder),
-        "--hid_dim",
-        "2",
-        "3",
-        "--epochs",
-        "2",
-        "--bs",
-        "8",
-        "--ens",
-        "2",
-        "--prior",
-        "vae",
-    ]
+    options = "--hid_dim 2 3 --epochs 2 --bs 8 --ens 2 --prior vae"
+    argv = ["--data", str(color_folder), *options.split()]
     argv += [
         "--vae_list",
         vae_folder(7),
