@@ -114,6 +114,10 @@ class BayesConv2d(BayesLayer):
 
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Convolution of x (n, in, h, w), padded as `mean` pads: of x^2 the padding is that of x, squared."""
+        if weight.stride() != self.mean.weight.stride():
+            # torch's operations forget that the weights of one input channel are stored channels last. The output would
+            # then have the other layout, which takes a max-pool ten times as long.
+            weight = weight.to(memory_format=torch.channels_last)
         return self.mean._conv_forward(x, weight, bias)
 
 

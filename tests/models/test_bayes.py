@@ -56,6 +56,15 @@ def test_draws_of_the_weights(make, shape):
         torch.testing.assert_close(again, layer(x, torch.Generator().manual_seed(3)))
 
 
+@pytest.mark.parametrize("truncated", [False, True])
+def test_convs_of_one_input_channel_keep_the_layout_of_their_weights(truncated):
+    layer = BayesConv2d(1, 3, 5, truncated=truncated).to(memory_format=torch.channels_last)
+    for mode in ("det", "stoch", "weights"):
+        set_mode(layer, mode)
+        assert layer(torch.rand(2, 1, 9, 9))[:1].stride()[1:] == (1, 15, 3), mode
+    assert [moment.stride()[1:] for moment in layer.moments(torch.rand(2, 1, 9, 9))] == [(1, 15, 3)] * 2
+
+
 def test_draws_of_the_weights_of_a_network():
     """Each draw is of all layers, and other draws are independent of it."""
     torch.manual_seed(0)
