@@ -92,7 +92,8 @@ class Sweeps:
             for method in (method for method in settings if METHODS[method].script == script):
                 data = METHODS[method].tune_data if tuning else "mnist"
                 shared = f"{METHODS[method].shared.format(**sources)} --epochs {METHODS[method].epochs_of(n)}"
-                own = [f"{shared} {setting} {task} --data {data}" for setting in settings[method] for task in tasks]
+                more = f"--data {data} {PREDICTIONS[METHODS[method].prediction].tuning if tuning else ''}".strip()
+                own = [f"{shared} {setting} {task} {more}" for setting in settings[method] for task in tasks]
                 methods, lines = methods + [method] * len(own), lines + own
             roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
             for method, root in zip(methods, roots, strict=True):

@@ -43,7 +43,7 @@ def trials(small_inputs, script, monkeypatch):
         "b": Method(
             "train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1", "--lr 1"], "network", epochs=2
         ),
-        "a-mean": Method("train-bnn.py", f"{argv('bayes')} --draws 30 --prior sn", rates, "mean network", epochs=2),
+        "a-mean": Method("train-bnn.py", f"{argv('bayes')} --draws 1 --prior sn", rates, "mean network", epochs=2),
     }
     monkeypatch.setattr(training, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", methods)
@@ -75,10 +75,12 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
     compare(tmp_path, "--choose_by", by, *more)
     lines = [trial.label for trial, _ in trials.values()]
     tuning = [line for line in lines if "--data not-mnist" in line]
-    assert len(tuning) == 2 * 3 * 2 and lines[:12] == tuning, "two methods, settings and splits, all before MNIST"
+    assert len(tuning) == 3 * 3 * 2 and lines[:18] == tuning, "methods, settings and two splits, all before MNIST"
     assert {line.split("--data_split_seed ")[1].split()[0] for line in tuning} == {"7", "8"}
     assert all(f"--num_examples {letters} " in line for line in tuning)
-    assert all("--num_examples 10 " in line for line in lines[12:])
+    assert all("--num_examples 10 " in line for line in lines[18:])
+    drawn = [line for line in lines if "--draws 30" in line]
+    assert all(line.endswith(" --draws 10") == (line in tuning) for line in drawn) and len(drawn) == 6 + 6
 
     # The chosen setting has the best mean over the tuning splits of the score of the method's prediction.
     settings = yaml.safe_load((tmp_path / "settings.yaml").read_text())
@@ -247,9 +249,12 @@ def test_every_method_has_the_same_budget_and_valid_settings(script):
         assert len(set(method.settings)) == len(method.settings) and method.prediction in PREDICTIONS
         for setting in method.settings:
             shared = method.shared.format(**dict.fromkeys(SOURCES, "x"))
-            args = script(method.script).parse(f"{shared} {setting} --data not-mnist --num_examples 50".split())
+            line, prediction = f"{shared} {setting} --num_examples 50", PREDICTIONS[method.prediction]
+            args = script(method.script).parse(f"{line} --data mnist".split())
+            tuning = script(method.script).parse(f"{line} --data not-mnist {prediction.tuning}".split())
             if method.prediction in ("draws", "dropout"):
-                assert PREDICTIONS[method.prediction].samples == (getattr(args, "draws", None) or args.ens)
+                samples = [getattr(found, "draws", None) or found.ens for found in (args, tuning)]
+                assert samples == [prediction.samples, prediction.samples / 3]
     for name, line in SOURCES.values():
         script(name).parse(line.format(data="not-mnist").split())
 
