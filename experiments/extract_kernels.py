@@ -1,7 +1,7 @@
 r"""Extract the kernels of source networks, prune those whose norm is almost zero, and write the VAEs' data sets.
 
     python -m experiments.extract_kernels --runs 'logs/exman-train-net.py/runs/*' --out data/fconv \
-        --min_norm_7x7 0.2 --min_norm_5x5 0.13 [--figure norms.png]
+        --min_norm_7x7 0.2 --min_norm_5x5 0.1 [--figure norms.png]
 
 The command prints a histogram of norms for each kernel size, and for each conv where several have this size. Without
 thresholds it writes nothing: a first call shows the valley between pruned and structured kernels, where a threshold

@@ -186,7 +186,7 @@ MODELS: dict[str, Model] = {
         channels=(128, 256, 256),
         scaled=3,
         net_cfgs=(
-            *("vanilla", "vanilla-nofc", "vanilla-do", "bayes111", "bayes111-nofc"),
+            *("vanilla", "vanilla-nofc", "vanilla-do", "bayes", "bayes111", "bayes111-nofc"),
             *("bayes110", "bayes100", "bayes100-nofc", "bayes111-mutrunca"),
         ),
     ),
