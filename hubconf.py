@@ -16,7 +16,7 @@ from models.priors import DeepWeightPrior
 from models.vae import KernelVAE
 from runs.directory import ROOT
 
-dependencies = ["torch", "numpy", "sklearn", "yaml", "filelock", "tqdm"]
+dependencies = ["torch", "numpy", "yaml", "filelock", "tqdm", "zuko"]
 SIZES = (7, 5, 3)  # of the kernels of the shipped VAEs
 
 

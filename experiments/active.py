@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import Sweeps, settings_text, tune
+from experiments.few_shot import tune_experiment
 from experiments.methods import METHODS
 from experiments.paper import Experiment, difference_text, mean_curve, mean_text, parse, write_report
+from experiments.predictions import Predictions, predict_run
 from experiments.subsets import write_npz
-from experiments.uncertainty import Predictions, predict_run
 from runs.errors import one_line_errors
-from runs.files import write_yaml
 
 if TYPE_CHECKING:
     from utils import DataSet
@@ -89,9 +88,8 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
 
     import utils
 
-    sweeps = Sweeps(experiment.resources, experiment.command, f"active-{experiment.scale}")
-    chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
-    write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
+    sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits)
+    sources = sweeps.train_sources(part.methods, "not-mnist")
     pool, test = (
         data[torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:most]]
         for data, most in zip(utils.load_data(part.data), (part.pool, part.test), strict=True)
@@ -113,13 +111,12 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
                 if chain[0] == name:
                     file = labelled_file(experiment.kept / "labelled", pool, index)
                     task = f"--data {shlex.quote(str(file))} --seed {chain[2]}"
-                    epochs = method.epochs_of(number)
-                    lines[chain] = f"{method.shared} --epochs {epochs} {chosen[name].setting} {task}"
+                    lines[chain] = f"{method.arguments(number, sources)} {chosen[name].setting} {task}"
             distinct = list(dict.fromkeys(lines.values()))  # strategies start from the same images
             roots = experiment.run(f"{name}-{number}", method.script, distinct)
             found += roots
             folder = experiment.kept / "predictions"
-            each = [predict_run(root, name, sets, folder / f"{name}-{root.name}.npz") for root in roots]
+            each = [predict_run(root, method.predicts_by, sets, folder / f"{name}-{root.name}.npz") for root in roots]
             predicted = dict(zip(distinct, each, strict=True))
             for chain, line in lines.items():
                 own = predicted[line]

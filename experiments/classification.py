@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.few_shot import Score, Sweeps, by_split, read_score, settings_text, tune
+from experiments.few_shot import Score, by_split, read_score, tune_experiment
 from experiments.methods import SHAPE
 from experiments.paper import Experiment, mean_text, parse, published, write_report
 from runs.errors import one_line_errors
-from runs.files import write_yaml
 from runs.log import read_rows
 
 if TYPE_CHECKING:
@@ -87,10 +86,8 @@ Results = dict[str, dict[int, list[Score]]]  # scores of each split by method an
 
 def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
     """The results of methods with their chosen settings, and the run directories. Writes settings.yaml."""
-    sweeps = Sweeps(experiment.resources, experiment.command, f"classification-{experiment.scale}")
-    chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
+    sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits)
     settings = {name: [own.setting] for name, own in chosen.items()}
-    write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
     results: Results = {name: {} for name in part.methods}
     roots = []
     for n, splits in part.splits.items():

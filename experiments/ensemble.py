@@ -5,42 +5,10 @@
 Prints accuracy, NLL, calibration error and Brier score of each run and of the ensemble on the runs' test images.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors, user_error
 from runs.options import Parser
 from runs.types import WHOLE, number_type, path_type
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from models.bayes import Mode
-    from models.network import ConvNet
-    from utils import DataSet
-
-
-def member_log_probs(
-    nets: Sequence[ConvNet], test: DataSet, kinds: Sequence[tuple[Mode, int]], seeds: Sequence[int], batch_size: int
-) -> Tensor:
-    """Log probabilities (networks, n, n_classes) of each network, which are the mean over its samples.
-
-    `kinds` are the mode of a network's Bayesian layers and its number of samples, and `seeds` those of its draws.
-    """
-    import torch
-
-    import utils
-    from models.metrics import ensemble_log_probs
-
-    with torch.inference_mode():
-        each = [
-            ensemble_log_probs(utils.predict_log_probs(net, test, mode, samples, batch_size, seed=seed))
-            for net, (mode, samples), seed in zip(nets, kinds, seeds, strict=True)
-        ]
-        return torch.stack(each)
 
 
 @one_line_errors
@@ -79,7 +47,11 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"RUN_DIR {run}: found {found}, expected one for images of {shape} with {n_classes}")
     nets = [net for net, _ in loaded]
     kinds = [("weights", args.samples) if args.samples and bayesian_layers(net) else ("det", 1) for net in nets]
-    members = member_log_probs(nets, test, kinds, range(len(nets)), args.test_bs)
+    each = [
+        ensemble_log_probs(utils.predict_log_probs(net, test, *kind, args.test_bs, seed=seed))
+        for seed, (net, kind) in enumerate(zip(nets, kinds, strict=True))
+    ]
+    members = torch.stack(each)
     rows = [[run, *scores(own, test.labels).values()] for run, own in zip(args.runs, members, strict=True)]
     rows.append([f"ensemble of {len(nets)}", *scores(ensemble_log_probs(members), test.labels).values()])
     print(tabulate.tabulate(rows, ["run", "accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))

@@ -5,7 +5,8 @@
 1. Each method has the same number of settings and one kind of prediction. Each setting is trained on few-shot tasks of
    notMNIST, whose test images are of other typefaces (`--tune_splits`, `--tune_examples`). The setting with the best
    mean accuracy or NLL (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting is not
-   chosen if the loss of one of its runs became infinite or NaN. No label of MNIST chooses a setting.
+   chosen if the loss of one of its runs became infinite or NaN. No label of MNIST chooses a setting. Accuracies that
+   choose are those of a third of the samples of a prediction.
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
@@ -28,9 +29,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.methods import DEFAULT, METHODS, PREDICTIONS, SOURCES, with_kernels
+from experiments.methods import DEFAULT, METHODS, SOURCES, with_kernels
+from experiments.predictions import ensemble, predict_run
 from experiments.training import train_lines
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
@@ -41,6 +43,9 @@ from runs.types import SEED, WHOLE, number_type, path_type
 from sweeps.cluster import Resources, parse_resources
 from sweeps.grid import split_command
 from sweeps.tables import mean_scores, summary
+
+if TYPE_CHECKING:
+    from experiments.paper import Experiment
 
 Score = dict[str, float]
 
@@ -77,12 +82,12 @@ class Sweeps:
         n: int,
         splits: Sequence[int],
         seeds: Sequence[int],
-        tuning: bool = False,
+        tuning: str = "",
     ) -> dict[str, list[Path | None]]:
         """Train each method with each of its settings on tasks of n images: all splits and seeds. One sweep per script.
 
-        Returns the run directories of each method; the seed varies fastest, then the split. In `tuning` there is None
-        for a run whose loss became infinite or NaN.
+        Returns the run directories of each method; the seed varies fastest, then the split. Runs for `tuning` by a
+        score, "acc" or "nll", are on letters, and there is None for a run whose loss became infinite or NaN.
         """
         tasks = [f"--num_examples {n} --data_split_seed {split} --seed {seed}" for split in splits for seed in seeds]
         found: dict[str, list[Path | None]] = {method: [] for method in settings}
@@ -91,8 +96,9 @@ class Sweeps:
             methods, lines = [], []
             for method in (method for method in settings if METHODS[method].script == script):
                 data = METHODS[method].tune_data if tuning else "mnist"
-                shared = f"{METHODS[method].shared.format(**sources)} --epochs {METHODS[method].epochs_of(n)}"
-                more = f"--data {data} {PREDICTIONS[METHODS[method].prediction].tuning if tuning else ''}".strip()
+                shared = METHODS[method].arguments(n, sources)
+                fewer = METHODS[method].predicts_by.tuning if tuning == "acc" else ""
+                more = f"--data {data} {fewer}".strip()
                 own = [f"{shared} {setting} {task} {more}" for setting in settings[method] for task in tasks]
                 methods, lines = methods + [method] * len(own), lines + own
             roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
@@ -104,7 +110,7 @@ class Sweeps:
 def read_score(method: str, root: Path) -> Score:
     """The scores of a finished run by the method's prediction."""
     last = read_rows(root / f"{METHODS[method].script}-logs.csv")[-1]
-    return {score: last[column] for score, column in PREDICTIONS[METHODS[method].prediction].columns.items()}
+    return {score: last[column] for score, column in METHODS[method].predicts_by.columns.items()}
 
 
 class Chosen(NamedTuple):
@@ -139,7 +145,7 @@ def choose(method: str, roots: Sequence[Path | None], by: str) -> Chosen:
 def tune(sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str) -> dict[str, Chosen]:
     """For each method the setting that is best on tasks of that many letters."""
     settings = {method: METHODS[method].settings for method in methods}
-    tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=True)
+    tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=by)
     return {method: choose(method, roots, by) for method, roots in tuned.items()}
 
 
@@ -148,21 +154,30 @@ def settings_text(chosen: Mapping[str, Chosen]) -> dict[str, Any]:
     return {method: {"chosen": own.setting, "tried": own.tried} for method, own in chosen.items()}
 
 
-def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
-    """The scores on MNIST's test images of the mean of the probabilities of a method's networks."""
-    import utils
-    from experiments.ensemble import member_log_probs
-    from models.metrics import ensemble_log_probs, scores
-    from runs.device import choose_device
+def tune_experiment(
+    experiment: "Experiment", methods: Sequence[str], letters: int, splits: Sequence[int]
+) -> tuple[Sweeps, dict[str, Chosen]]:
+    """The sweeps of an experiment, and for each method the setting with the best accuracy on tasks of that many
+    letters. Writes settings.yaml."""
+    sweeps = Sweeps(experiment.resources, experiment.command, f"{experiment.name}-{experiment.scale}")
+    chosen = tune(sweeps, methods, letters, splits, "acc")
+    write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
+    return sweeps, chosen
 
-    device, prediction = choose_device("auto"), PREDICTIONS[METHODS[method].prediction]
-    nets, params = zip(*(utils.load_network(root, device) for root in roots), strict=True)
-    test = utils.DataSet(*(t.to(device) for t in utils.load_run_data(params[0])[1]))
-    for net in nets:
-        net.train(prediction.dropout)
-    kinds = [(prediction.mode, prediction.samples)] * len(nets)
-    members = member_log_probs(nets, test, kinds, [p["seed"] for p in params], params[0]["test_bs"])
-    return scores(ensemble_log_probs(members), test.labels)
+
+def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
+    """The scores on MNIST's test images of the mean of the probabilities of a method's networks.
+
+    Their predictions are kept in $DWP_PATH/predictions.
+    """
+    import utils
+    from models.metrics import scores
+
+    params = utils.load_network(roots[0])[1]
+    test = utils.check_test_data(params, *utils.load_run_data(params))
+    kind, folder = METHODS[method].predicts_by, dwp_path() / "predictions"
+    members = [predict_run(root, kind, {"test": test}, folder / f"{method}-{root.name}.npz") for root in roots]
+    return scores(ensemble(members)["test"].log_p, test.labels)
 
 
 def by_split(scores: Sequence[Score], splits: int) -> list[Score]:
@@ -197,7 +212,7 @@ def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     panels = {}
     for n in dict.fromkeys(row["num_examples"] for row in rows):
-        own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"]]
+        own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"] == rows[0]["first"]]
         points = {name: [100 * row[f"acc_{name}"] for row in own] for name in ("difference", "difference_interval")}
         panels[f"{n} images"] = Curve("", [row["method"] for row in own], *points.values())
     save(plot_intervals(panels, f"accuracy of {rows[0]['first']} minus that of the method, points"), path)
@@ -238,8 +253,9 @@ def main(argv: list[str] | None = None) -> None:
         if len(set(getattr(args, option))) < len(getattr(args, option)):
             raise UserError(f"--{option}: found a value twice, expected it once")
     require_packages("few_shot", "ray")
+    named = list(args.methods)
     for folder in args.against:
-        for method in [name for name in args.methods if name in METHODS]:
+        for method in named:
             other = with_kernels(METHODS[method], folder)
             if other != METHODS[method]:
                 name = f"{method} of {Path(folder).name}"

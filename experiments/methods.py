@@ -30,8 +30,8 @@ class Prediction(NamedTuple):
     mode, samples : the mode of Bayesian layers, and the number of samples whose probabilities are averaged.
     columns : the columns of its scores in the run's log.
     dropout : whether the dropout is on.
-    tuning : further arguments of the runs that choose a setting. A third of the samples take a third of the time, and
-        cost all settings the same.
+    tuning : further arguments of the runs whose accuracy chooses a setting: a third of the samples, in a third of the
+        time. The NLL chooses by all samples, because fewer would disfavour wide posteriors.
     """
 
     mode: str
@@ -44,7 +44,6 @@ class Prediction(NamedTuple):
 DRAWS = {score: f"draws/{score}" for score in ("acc", "nll", "ece")}
 PREDICTIONS = {
     "draws": Prediction("weights", SAMPLES, DRAWS, tuning=f"--draws {SAMPLES // 3}"),
-    "mean network": Prediction("det", 1, {"acc": "det_test_acc", "nll": "det/nll", "ece": "det/ece"}),
     "network": Prediction("det", 1, {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}),
     "dropout": Prediction("det", SAMPLES, DRAWS, dropout=True, tuning=f"--ens {SAMPLES // 3}"),
 }
@@ -70,14 +69,26 @@ class Method(NamedTuple):
     tune_data: str = "not-mnist"
     epochs: int = 300
 
+    @property
+    def predicts_by(self) -> Prediction:
+        """Its prediction."""
+        return PREDICTIONS[self.prediction]
+
     def epochs_of(self, num_examples: int) -> int:
         """The epochs of a training on this many images, which has as many steps as one on a single batch."""
         return -(-self.epochs // math.ceil(num_examples / BATCH))
 
+    def arguments(self, num_examples: int, sources: Mapping[str, str]) -> str:
+        """The arguments of all trials on this many images, with the run directories of SOURCES."""
+        return f"{self.shared.format(**sources)} --epochs {self.epochs_of(num_examples)}"
+
 
 def with_kernels(method: Method, folder: str) -> Method:
-    """The method with the VAEs and kernels of another folder in place of data/fconv; itself if it uses none."""
-    return method._replace(shared=method.shared.replace(FCONV, shlex.quote(folder)))
+    """The method with the VAEs and kernels of another folder in place of data/fconv; itself if it uses none of them, or
+    a flow, which has learnt those of data/fconv."""
+    if "{flow" in method.shared or "--init_list xavier" in method.shared:
+        return method
+    return method._replace(shared=method.shared.replace(f"{FCONV}/", f"{shlex.quote(folder)}/"))
 
 
 def grid(first: Sequence[str], second: Sequence[str]) -> list[str]:
@@ -183,5 +194,5 @@ METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("f
 # What is compared unless methods are named: neither the network of 3x3 kernels nor, below, augmented images.
 DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
-for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2", "dropout"):
+for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")

@@ -69,10 +69,11 @@ def parse(
     parts = list(dict.fromkeys(part for scale in scales.values() for part in scale))
     parser.add_argument("--parts", choices=parts, nargs="+", help="what to run of the scale, by default all of it")
     parser.add_argument("--out", type=Path, help=f"folder of the results, by default $DWP_PATH/{name}-<scale>")
-    help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables"
+    help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables of these parts"
     parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
-    help = "CIFAR-10: the name of the data set, or an npz file with MedMNIST's layout"
-    parser.add_argument("--cifar10", type=data_type, metavar="NAME", default="cifar", help=help)
+    if "{cifar10}" in repr(scales):
+        help = "CIFAR-10: the name of the data set, or an npz file with MedMNIST's layout"
+        parser.add_argument("--cifar10", type=data_type, metavar="NAME", default="cifar", help=help)
     args = parser.parse_args(own)
     out, resources = (args.out or dwp_path() / f"{name}-{args.scale}").absolute(), parse_resources(sweep_words)
     require_packages(name, "ray")
@@ -85,7 +86,7 @@ def parse(
         if not out.is_relative_to(Path(args.report).parent):
             raise UserError(f"--out {out}: expected a folder below that of {args.report}, which shows the figure")
     command = f"python -m experiments.{name} {shlex.join(argv)}"
-    return Experiment(name, args.scale, chosen, out, args.report, resources, command, args.cifar10)
+    return Experiment(name, args.scale, chosen, out, args.report, resources, command, vars(args).get("cifar10", ""))
 
 
 def init_options(init: str, convs: Sequence[str]) -> str:
@@ -139,9 +140,12 @@ def difference_text(first: Sequence[float], own: Sequence[float], digits: int) -
 def environment_text(roots: Sequence[Path]) -> str:
     """When and on what the runs were made, from their params.yaml."""
     params = [read_yaml(root / "params.yaml") for root in roots]
-    machines = sorted({f"{p['environment']['processor']} with torch {p['environment']['torch']}" for p in params})
+    found = [{"processor": "an unknown processor", "commit": None} | p["environment"] for p in params]
+    machines = sorted({f"{own['processor']} with torch {own['torch']}" for own in found})
+    commits = sorted({str(own["commit"])[:8] for own in found if own["commit"]})
+    code = f", code of {', '.join(commits)}" if commits else ""
     days = sorted(str(p["time"])[:10] for p in params)
-    return f"{len(roots)} runs, {days[0]} to {days[-1]}, on {'; '.join(machines)}."
+    return f"{len(roots)} runs, {days[0]} to {days[-1]}, on {'; '.join(machines)}{code}."
 
 
 def replaced(path: str | Path, name: str, text: str) -> str:

@@ -40,16 +40,20 @@ def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor",
     from data.images import read_any, read_folder
 
     shape, classes = MODELS[params["model"]].image_shape, params["classes"]
+    paths = data, params["data"]
+    of_run = paths[0] == paths[1] or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
     if data in DATA_SETS or data.endswith(".npz"):
-        _, test = utils.load_data(data, shape)
+        train, test = utils.load_data(data, shape)
         if not len(test.labels) or tuple(test.images.shape[1:]) != shape or test.labels.max() >= len(classes):
             found = f"{tuple(test.images.shape)} and labels up to {max([-1, *test.labels.tolist()])}"
             raise UserError(f"DATA {data}: found test images {found}, expected (n, *{shape}) of {len(classes)} classes")
+        if of_run:
+            utils.check_test_data(params, train, test)
         return [str(i) for i in range(len(test.labels))], *test
     # Of the folder that the run learnt from, only what it did not learn from.
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
-        if all(map(os.path.exists, (data, params["data"]))) and os.path.samefile(data, params["data"]):
+        if of_run:
             parts = read_folder(Path(data), shape, *utils.folder_split(params))
             sets = [utils.DataSet(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]
             return [os.path.relpath(file, data) for file in parts[1].files], *utils.check_test_data(params, *sets)

@@ -1,4 +1,4 @@
-"""Training of runs given by lines of arguments, with a check that finished ones learnt from the files of today."""
+"""Training of runs given by lines of arguments, with a check that earlier ones learnt from the files of today."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -9,18 +9,11 @@ from runs.files import read_yaml
 from sweeps.cluster import Resources, run_sweep
 from sweeps.trials import find_script, line_trials, load_script
 
-# The options that name VAEs, flows and kernels, and those that say which of them are used.
-OPTIONS = (
-    "vae_list",
-    "flow_list",
-    "filters_list",
-    "train",
-    "data_dir",
-    "model",
-    "init_list",
-    "prior",
-    "prior_list",
-    "dwp_reg",
+# The options that name images, and those that name VAEs, flows and kernels or say which of them are used.
+IMAGES = ("data", "num_examples", "data_split_seed", "test_fraction", "model")
+KERNELS = (
+    *("vae_list", "flow_list", "filters_list", "train", "data_dir"),
+    *("model", "net_cfg", "init_list", "prior", "prior_list", "dwp_reg"),
 )
 
 
@@ -29,14 +22,31 @@ def train_lines(
 ) -> list[Path | None]:
     """The run directories of trials of a script, given by their arguments. As `run_sweep`.
 
-    Raises UserError where a run had other VAEs, flows or kernels.
+    Raises UserError before any training where an earlier run had other images, VAEs, flows or kernels.
     """
-    roots = run_sweep(name, line_trials(script, lines), resources, command, accepted)
-    check_sources(script, [root for root in roots if root])
-    return roots
+    trials = line_trials(script, lines)
+    check_inputs(script, [Path(root) for trial in trials if (root := trial.record()["root"])])
+    return run_sweep(name, trials, resources, command, accepted)
 
 
-def source_fingerprints(args: Namespace) -> dict[str, str]:
+def image_fingerprints(args: Namespace) -> dict[str, str]:
+    """The fingerprint of the images and labels that the arguments of a network's script name."""
+    import torch
+
+    import utils
+    from models.configs import MODELS
+    from runs.checkpoint import fingerprint
+
+    if not hasattr(args, "data"):  # of train-vae.py
+        return {}
+    if hasattr(args, "model"):
+        parts = utils.load_split(args, torch.device("cpu"))
+    else:
+        parts = utils.load_data(args.data, MODELS["fconv"].image_shape)
+    return {"data": fingerprint(utils.run_inputs(*parts, [])["data"])}
+
+
+def kernel_fingerprints(args: Namespace) -> dict[str, str]:
     """The fingerprints, by option, of the VAEs, flows and kernels at the paths in the arguments of a script."""
     import torch
 
@@ -54,22 +64,22 @@ def source_fingerprints(args: Namespace) -> dict[str, str]:
     return {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCES}
 
 
-def check_sources(script: str, roots: Sequence[Path]) -> None:
-    """Check that runs of a script had the VAEs, flows and kernels that their paths have now. Raises UserError.
+def check_inputs(script: str, roots: Sequence[Path]) -> None:
+    """Check that runs of a script had the images, VAEs, flows and kernels that their paths have now. Raises UserError.
 
-    A trial is identified by its paths and not by what the files contain, so a finished one may have had other files.
+    A trial is identified by its paths and not by what the files contain, so an earlier one may have had other files.
     """
     from runs.checkpoint import fingerprint
 
     current: dict[str, dict[str, str]] = {}  # fingerprints, by the options that they depend on
     for root in roots:
         params = read_yaml(root / "params.yaml")
-        key = repr([params.get(option) for option in OPTIONS])
-        if key not in current:
-            args = load_script(find_script(script))["parse"](["--config", str(root / "params.yaml")])
-            current[key] = source_fingerprints(args)
-        for option, expected in current[key].items():
-            if params.get("inputs", {}).get(option, fingerprint([])) != expected:
-                raise UserError(
-                    f"{root}: its --{option} has changed since this run, expected the same: use another DWP_PATH"
-                )
+        for options, find in ((IMAGES, image_fingerprints), (KERNELS, kernel_fingerprints)):
+            key = repr([(option, params.get(option)) for option in options])
+            if key not in current:
+                current[key] = find(load_script(find_script(script))["parse"](["--config", str(root / "params.yaml")]))
+            for option, expected in current[key].items():
+                if params.get("inputs", {}).get(option, fingerprint([])) != expected:
+                    raise UserError(
+                        f"{root}: its --{option} has changed since this run, expected the same: use another DWP_PATH"
+                    )

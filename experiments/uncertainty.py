@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import Sweeps, by_split, settings_text, tune
-from experiments.methods import METHODS, PREDICTIONS
+from experiments.few_shot import by_split, tune_experiment
+from experiments.methods import METHODS
 from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
+from experiments.predictions import Predicted, Predictions, ensemble, predict_run
 from runs.errors import one_line_errors
-from runs.files import atomic_write, write_yaml
+from runs.files import write_yaml
 from runs.log import write_csv
 
 if TYPE_CHECKING:
@@ -80,23 +81,6 @@ SCALES = {
 }
 
 
-class Predictions(NamedTuple):
-    """Predictions of images: log probabilities (n, n_classes), and the mean entropy (n,) of a draw's distribution."""
-
-    log_p: "Tensor"
-    aleatoric: "Tensor"
-
-    def uncertainty(self) -> dict[str, "Tensor"]:
-        """Entropy of the predictions, and mutual information, (n,) each in nats."""
-        from models.metrics import entropy
-
-        total = entropy(self.log_p)
-        return {"entropy": total, "mutual_information": (total - self.aleatoric).clamp(min=0)}
-
-
-Predicted = dict[str, Predictions]  # by the name of the images
-
-
 def shifted(images: "Tensor", shift: str, strength: float) -> "Tensor":
     """Images (n, c, h, w) in uint8, rotated by so many degrees, blurred or noisy (see SHIFTS)."""
     import torch
@@ -125,53 +109,6 @@ def evaluated_sets(test: "DataSet", subset: int) -> dict[str, "DataSet"]:
         for strength in strengths:
             sets[f"{shift} {strength}"] = utils.DataSet(shifted(part.images, shift, strength), part.labels)
     return sets
-
-
-def predict_run(root: Path, method: str, sets: dict[str, "DataSet"], path: Path) -> Predicted:
-    """The predictions of a run for each set of images; read from `path` if it has those of these images, and written
-    there otherwise."""
-    import torch
-
-    import utils
-    from models.metrics import ensemble_log_probs, uncertainty
-    from runs.checkpoint import fingerprint
-    from runs.device import choose_device
-
-    prediction = PREDICTIONS[METHODS[method].prediction]
-    made_of = fingerprint([str((prediction.mode, prediction.samples)), *(t for data in sets.values() for t in data)])
-    arrays: dict[str, np.ndarray] = {}
-    if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    if str(arrays.get("made_of")) != made_of:
-        arrays = {"made_of": np.array(made_of)}
-        device = choose_device("auto")
-        net, params = utils.load_network(root, device)
-        net.train(prediction.dropout)
-        for name, data in sets.items():
-            torch.manual_seed(params["seed"])  # of dropout
-            moved = utils.DataSet(*(t.to(device) for t in data))
-            kind = (prediction.mode, prediction.samples)
-            log_p = utils.predict_log_probs(net, moved, *kind, params["test_bs"], seed=params["seed"]).cpu()
-            parts = Predictions(ensemble_log_probs(log_p), uncertainty(log_p)["aleatoric"])
-            arrays |= {f"{name}/{part}": values.numpy() for part, values in parts._asdict().items()}
-        with atomic_write(path) as file:
-            np.savez_compressed(file, **arrays)
-    load = {part: [torch.from_numpy(arrays[f"{name}/{part}"]) for name in sets] for part in Predictions._fields}
-    return {name: Predictions(*values) for name, *values in zip(sets, *load.values(), strict=True)}
-
-
-def ensemble(members: Sequence[Predicted]) -> Predicted:
-    """The predictions of an ensemble: its draws are those of all members."""
-    import torch
-
-    from models.metrics import ensemble_log_probs
-
-    def mean(own: Sequence[Predictions]) -> Predictions:
-        log_p, aleatoric = (torch.stack(values) for values in zip(*own, strict=True))
-        return Predictions(ensemble_log_probs(log_p), aleatoric.mean(0))
-
-    return {name: mean([member[name] for member in members]) for name in members[0]}
 
 
 def scaled(own: Predicted, temperature: float) -> Predicted:
@@ -236,7 +173,8 @@ def temperature_of(method: str, roots: Sequence[Path], folder: Path) -> float:
     import utils
 
     test = utils.load_data(METHODS[method].tune_data)[1]
-    found = [predict_run(root, method, {"test": test}, folder / f"letters-{root.name}.npz") for root in roots]
+    kind = METHODS[method].predicts_by
+    found = [predict_run(root, kind, {"test": test}, folder / f"letters-{root.name}.npz") for root in roots]
     return best_temperature([own["test"].log_p for own in found], test.labels)
 
 
@@ -244,23 +182,23 @@ def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predict
     """The predictions by method, whose seed varies fastest and then the split; the images; the run directories."""
     import utils
 
-    sweeps = Sweeps(experiment.resources, experiment.command, f"uncertainty-{experiment.scale}")
     out = experiment.kept / "predictions"
-    chosen = tune(sweeps, part.methods, part.letters, part.tune_splits, "acc")
+    tuned = tuple(dict.fromkeys([*part.methods, *part.ensembles]))
+    sweeps, chosen = tune_experiment(experiment, tuned, part.letters, part.tune_splits)
     temperatures = {method: temperature_of(method, chosen[method].roots, out) for method in part.scaled}
-    settings_file = experiment.out / f"settings-{part.num_examples}.yaml"
-    write_yaml(settings_file, settings_text(chosen) | {"temperatures": temperatures})  # before the first run on MNIST
-    settings = {method: [own.setting] for method, own in chosen.items()}
+    write_yaml(experiment.out / "temperatures.yaml", temperatures)  # before the first run on MNIST
+    settings = {method: [chosen[method].setting] for method in part.methods}
     runs = sweeps.train(str(part.num_examples), settings, part.num_examples, part.splits, part.seeds)
     members = range(part.seeds[0], part.seeds[0] + part.members)
-    more = {method: settings[method] for method in part.ensembles}
+    more = {method: [chosen[method].setting] for method in part.ensembles}
     ensembles = sweeps.train(f"{part.num_examples}-ensembles", more, part.num_examples, part.splits, members)
     roots = list(dict.fromkeys(root for found in (*runs.values(), *ensembles.values()) for root in found))
     params = utils.load_network(roots[0])[1]
     sets = evaluated_sets(utils.check_test_data(params, *utils.load_run_data(params)), part.subset)
 
     def predict(method: str, roots: Sequence[Path]) -> list[Predicted]:
-        return [predict_run(root, method, sets, out / f"{method}-{root.name}.npz") for root in roots]
+        kind = METHODS[method].predicts_by
+        return [predict_run(root, kind, sets, out / f"{method}-{root.name}.npz") for root in roots]
 
     found = {method: predict(method, own) for method, own in runs.items()}
     for method, temperature in temperatures.items():

@@ -25,6 +25,7 @@ from runs.signals import stop_signals
 CHECK_EVERY = 100  # steps between two checks that the loss is finite, each of which waits for the device
 CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the latest checkpoint and its predecessor
 STATE_EVERY = 1.0  # seconds between two updates of state.yaml
+CHECKPOINT_EVERY = 300.0  # seconds, unless --checkpoint_freq is given: what a kill costs a run with few evaluations
 
 
 def split_batches(order: Tensor, size: int, least: int = 1) -> list[Tensor]:
@@ -154,17 +155,17 @@ class Run:
             self._write_state("running")
             if self.args.tensorboard:
                 self.log_files.start_tensorboard()
-            written = time.monotonic()
+            written = saved = time.monotonic()
             with tqdm(total=total, initial=self.epoch, desc="epochs", disable=None) as bar:
                 while self.epoch < total:
                     yield self.epoch + 1
                     self.epoch += 1
                     self.order = None
                     bar.update()
-                    freq = self.args.checkpoint_freq
-                    if self.epoch == total or (self.epoch % freq == 0 if freq else self._logged):
+                    freq, due = self.args.checkpoint_freq, self._logged or time.monotonic() > saved + CHECKPOINT_EVERY
+                    if self.epoch == total or (self.epoch % freq == 0 if freq else due):
                         self.checkpoint()
-                        self._logged = False
+                        self._logged, saved = False, time.monotonic()
                     if self.epoch < total:
                         self._stop_if_asked()
                     if time.monotonic() > written + STATE_EVERY:

@@ -170,7 +170,7 @@ def add_run_options(parser: Parser, unit: str = "epochs") -> None:
         "--checkpoint_freq",
         type=number_type(int, 0),
         default=0,
-        help="epochs between the checkpoints that --continue needs; 0: one after each epoch with an evaluation",
+        help="epochs between the checkpoints that --continue needs; 0: after evaluations, or 5 minutes",
     )
     group.add_argument(
         "--tensorboard",

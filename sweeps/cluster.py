@@ -250,14 +250,25 @@ def run_trials(
     return errors
 
 
-def run_unfinished(name: str, trials: Sequence[Trial], resources: Resources, received: list[int]) -> dict[str, str]:
-    """Run the unfinished trials of a sweep, on a Ray if there are any; the errors of the failed ones, by key."""
+def run_unfinished(
+    name: str, trials: Sequence[Trial], resources: Resources, received: list[int], accepted: str
+) -> dict[str, str]:
+    """Run the unfinished trials of a sweep, on a Ray if there are any; the errors of the failed ones, by key.
+
+    One that failed before with an error that is accepted is not run again.
+    """
     from tqdm import tqdm
 
-    unfinished = [trial for trial in trials if trial.record()["state"] != "finished"]
+    records = [(trial, trial.record()) for trial in trials]
+    errors = {
+        trial.key: record["error"]
+        for trial, record in records
+        if record["state"] == "failed" and accepted and accepted in record["error"]
+    }
+    unfinished = [trial for trial, record in records if record["state"] != "finished" and trial.key not in errors]
     if not unfinished:
         write_sweep(name, trials)
-        return {}
+        return errors
     with connected(resources.address) as ray:
         nodes = nodes_for(ray, resources.cpus, resources.gpus)
         if resources.address:
@@ -265,7 +276,7 @@ def run_unfinished(name: str, trials: Sequence[Trial], resources: Resources, rec
         write_sweep(name, trials)
         initial = len(trials) - len(unfinished)
         with tqdm(total=len(trials), initial=initial, desc="trials", smoothing=0, disable=None) as bar:
-            return run_trials(ray, unfinished, bar, received, resources)
+            return errors | run_trials(ray, unfinished, bar, received, resources)
 
 
 def run_sweep(
@@ -281,7 +292,7 @@ def run_sweep(
     errors: dict[str, str] = {}
     with stop_signals() as received:
         try:
-            errors = run_unfinished(name, trials, resources, received)
+            errors = run_unfinished(name, trials, resources, received, accepted)
         except (Stopped, SystemError):  # Ray's functions turn the Stopped of a second signal into a SystemError
             if len(received) < 2:
                 raise

@@ -8,7 +8,7 @@ import torch
 
 from experiments import active, few_shot, uncertainty
 from experiments.methods import Method
-from experiments.uncertainty import Predictions
+from experiments.predictions import Predictions
 from runs.files import read_yaml
 from tests.conftest import network_argv
 from utils import load_data

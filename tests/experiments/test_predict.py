@@ -12,6 +12,7 @@ from scipy import stats
 
 import utils
 from experiments import ensemble, predict
+from experiments.subsets import write_npz
 from models.bayes import set_mode
 from models.metrics import ensemble_log_probs, scores, uncertainty
 from tests.conftest import COLORS, network_argv
@@ -171,3 +172,16 @@ def test_mistakes(data, message, small_inputs, script, tmp_path, monkeypatch, ca
         and len(err.splitlines()) == 1
         and not (tmp_path / "predictions.csv").exists()
     )
+
+
+def test_a_file_that_has_changed_since_the_run(script, sandbox, capsys):
+    """Its test images may be those that the run learnt."""
+    train, test = (data[list(range(20))] for data in utils.load_data("not-mnist"))
+    file = sandbox / "letters.npz"
+    write_npz(file, train, test)
+    root = script("train-net.py").main(["--data", str(file), "--hid_dim", "2", "3", "--epochs", "1"]).root
+    predict.main([str(root), str(file), "--out", str(sandbox / "p.csv")])
+    write_npz(file, test, train)
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(root), str(file), "--out", str(sandbox / "p.csv")])
+    assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err

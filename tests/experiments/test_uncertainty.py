@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from experiments import few_shot, uncertainty
-from experiments.methods import Method
-from experiments.uncertainty import FOREIGN, Predictions
+from experiments.methods import METHODS, PREDICTIONS, Method
+from experiments.predictions import Predictions
+from experiments.uncertainty import FOREIGN
 from tests.conftest import network_argv
 from tests.experiments.conftest import mean_and_std
 from utils import DataSet, load_data
@@ -85,8 +86,8 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
     }
     for module in (few_shot, uncertainty):
         monkeypatch.setattr(module, "METHODS", methods)
-    fewer = uncertainty.PREDICTIONS["dropout"]._replace(samples=2)
-    monkeypatch.setattr(uncertainty, "PREDICTIONS", uncertainty.PREDICTIONS | {"dropout": fewer})
+    fewer = PREDICTIONS["dropout"]._replace(samples=2, tuning="")
+    monkeypatch.setitem(PREDICTIONS, "dropout", fewer)
     monkeypatch.setattr(uncertainty, "SHIFTS", {"rotation": (15, 30, 45)})
     part = uncertainty.SCALES["smoke"]["10"]._replace(
         splits=(0, 1), methods=tuple(methods), ensembles=("l2",), scaled=("l2",), tune_splits=(7,)
@@ -105,7 +106,13 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
     root = runs / file.stem.removeprefix("dropout-")
     sets = uncertainty.evaluated_sets(load_data("not-mnist")[1], part.subset)
     with pytest.raises(TypeError):  # images that the file does not have are predicted
-        uncertainty.predict_run(root, "dropout", {"test": sets["unchanged"]}, file)
-    found = uncertainty.predict_run(root, "dropout", sets, file)
+        uncertainty.predict_run(root, fewer, {"test": sets["unchanged"]}, file)
+    found = uncertainty.predict_run(root, fewer, sets, file)
     assert list(found) == ["test", FOREIGN, "unchanged", "rotation 15", "rotation 30", "rotation 45"]
     assert found["test"].log_p.exp().sum(1).numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_methods_of_all_scales():
+    for parts in uncertainty.SCALES.values():
+        for part in parts.values():
+            assert {*part.methods, *part.ensembles} <= set(METHODS) and set(part.scaled) <= set(part.methods)

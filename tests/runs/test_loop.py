@@ -53,6 +53,18 @@ def test_terms_are_checked_every_hundred_steps(sandbox):
         assert run.step == step and not list(run.root.glob("*.torch"))
 
 
+@pytest.mark.parametrize("every, freq, expected", [(-1.0, 0, [1, 2, 3, 4]), (1e9, 0, [4]), (-1.0, 3, [3, 4])])
+def test_checkpoints_of_a_run_without_evaluations(every, freq, expected, sandbox, monkeypatch):
+    """After the epochs that end a while after the last one, and after the last epoch."""
+    found = []
+    monkeypatch.setattr("runs.loop.CHECKPOINT_EVERY", every)
+    monkeypatch.setattr(Run, "checkpoint", lambda self: found.append(self.epoch))
+    args = Namespace(**vars(ARGS) | {"checkpoint_freq": freq})
+    run = Run("train-net.py", args, torch.device("cpu"), {})
+    run.track(totals=torch.zeros(1))
+    assert list(run.epochs(4)) == [1, 2, 3, 4] and found == expected
+
+
 def test_a_value_of_the_log_that_is_not_finite(sandbox):
     run = Run("train-net.py", ARGS, torch.device("cpu"), {})
     with pytest.raises(UserError, match="not finite: test_nll;"):

@@ -93,6 +93,10 @@ def test_failures_that_a_sweep_accepts(sandbox, other_script, monkeypatch, capsy
         if accepted == "luck":
             roots = cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", accepted)
             assert roots == [sandbox / "run", None, sandbox / "run"]
+            trials[1].write_record({"state": "failed", "root": "", "attempts": 2, "error": "no luck"})
+            with monkeypatch.context() as again:  # nothing is run a second time
+                again.setattr(cluster, "run_trials", None)
+                assert cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", accepted) == roots
         else:
             with pytest.raises(SystemExit) as stop:
                 cluster.run_sweep("x", trials, cluster.Resources(1, 0, 1, ""), "", accepted)

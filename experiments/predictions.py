@@ -1,0 +1,78 @@
+"""Predictions of finished runs, which are kept in files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.methods import Prediction
+from runs.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from utils import DataSet
+
+
+class Predictions(NamedTuple):
+    """Predictions of images: log probabilities (n, n_classes), and the mean entropy (n,) of a draw's distribution."""
+
+    log_p: "Tensor"
+    aleatoric: "Tensor"
+
+    def uncertainty(self) -> dict[str, "Tensor"]:
+        """Entropy of the predictions, and mutual information, (n,) each in nats."""
+        from models.metrics import entropy
+
+        total = entropy(self.log_p)
+        return {"entropy": total, "mutual_information": (total - self.aleatoric).clamp(min=0)}
+
+
+Predicted = dict[str, Predictions]  # by the name of the images
+
+
+def predict_run(root: Path, prediction: Prediction, sets: dict[str, "DataSet"], path: Path) -> Predicted:
+    """The predictions of a run for each set of images; read from `path` if it has those of these images, and written
+    there otherwise."""
+    import torch
+
+    import utils
+    from models.metrics import ensemble_log_probs, uncertainty
+    from runs.checkpoint import fingerprint
+    from runs.device import choose_device
+
+    made_of = fingerprint([str((prediction.mode, prediction.samples)), *(t for data in sets.values() for t in data)])
+    arrays: dict[str, np.ndarray] = {}
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    if str(arrays.get("made_of")) != made_of:
+        arrays = {"made_of": np.array(made_of)}
+        device = choose_device("auto")
+        net, params = utils.load_network(root, device)
+        net.train(prediction.dropout)
+        for name, data in sets.items():
+            torch.manual_seed(params["seed"])  # of dropout
+            moved = utils.DataSet(*(t.to(device) for t in data))
+            kind = (prediction.mode, prediction.samples)
+            log_p = utils.predict_log_probs(net, moved, *kind, params["test_bs"], seed=params["seed"]).cpu()
+            parts = Predictions(ensemble_log_probs(log_p), uncertainty(log_p)["aleatoric"])
+            arrays |= {f"{name}/{part}": values.numpy() for part, values in parts._asdict().items()}
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+    load = {part: [torch.from_numpy(arrays[f"{name}/{part}"]) for name in sets] for part in Predictions._fields}
+    return {name: Predictions(*values) for name, *values in zip(sets, *load.values(), strict=True)}
+
+
+def ensemble(members: Sequence[Predicted]) -> Predicted:
+    """The predictions of an ensemble: its draws are those of all members."""
+    import torch
+
+    from models.metrics import ensemble_log_probs
+
+    def mean(own: Sequence[Predictions]) -> Predictions:
+        log_p, aleatoric = (torch.stack(values) for values in zip(*own, strict=True))
+        return Predictions(ensemble_log_probs(log_p), aleatoric.mean(0))
+
+    return {name: mean([member[name] for member in members]) for name in members[0]}

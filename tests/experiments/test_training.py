@@ -1,0 +1,51 @@
+"""Runs that exist are not taken if what they learnt from has changed, which is found before anything is trained."""
+
+import shlex
+
+import numpy as np
+import pytest
+
+from experiments import training
+from runs.errors import UserError
+from runs.files import read_yaml, write_yaml
+from sweeps.trials import find_script, make_trial
+from tests.conftest import network_argv
+
+
+@pytest.mark.parametrize("name", ["net", "bnn", "image-vae"])
+def test_images_that_have_changed(name, script, small_run, small_not_mnist, monkeypatch):
+    file, argv = small_run(name)
+    root = script(file).main(argv).root
+    trial = make_trial(find_script(file), argv, "")
+    trial.write_record({"state": "interrupted", "root": str(root), "attempts": 1, "error": ""})
+    monkeypatch.setattr(training, "run_sweep", lambda name, trials, *more: ["trained"])
+    line = shlex.join(argv)
+    assert training.train_lines("x", file, [line], None, "") == ["trained"]
+    labels = small_not_mnist / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="its --data has changed since this run"):
+        training.train_lines("x", file, [line], None, "")
+
+
+@pytest.mark.parametrize("prior", ["vae", "gauss", "flow"])
+def test_a_run_with_sources_that_have_changed(prior, script, small_inputs):
+    """A finished trial is not taken if the VAEs, kernels or flows of its paths are not those of its run."""
+    root = script("train-bnn.py").main([*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", prior]).root
+    training.check_inputs("train-bnn.py", [root])
+    params = read_yaml(root / "params.yaml")
+    option = {"vae": "vae_list", "gauss": "filters_list", "flow": "flow_list"}[prior]
+    params["inputs"][option] = "0" * 64
+    write_yaml(root / "params.yaml", params)
+    with pytest.raises(UserError, match=f"its --{option} has changed since this run"):
+        training.check_inputs("train-bnn.py", [root])
+
+
+def test_kernels_that_have_changed_since_a_flow_learnt_them(script, small_inputs, tmp_path):
+    np.save(tmp_path / "train.npy", np.load(small_inputs / "filters5.npy"))
+    np.save(tmp_path / "test.npy", np.load(small_inputs / "filters5.npy"))
+    words = f"--kind flow --kernel_dim 5 --hidden_dim 4 --transforms 1 --num_epochs 1 --data_dir {tmp_path}".split()
+    root = script("train-vae.py").main(words).root
+    training.check_inputs("train-vae.py", [root])
+    np.save(tmp_path / "train.npy", 2 * np.load(small_inputs / "filters5.npy"))
+    with pytest.raises(UserError, match="its --train has changed since this run"):
+        training.check_inputs("train-vae.py", [root])
