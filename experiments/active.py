@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
     numbers: Sequence[int] = range(20, 201, 10)
     seeds: Sequence[int] = range(5)
-    methods: Sequence[str] = ("dwp", "sn")
+    methods: Sequence[str] = ("dwp-aug", "sn-aug")
     pool: int = 2000
     test: int = 2000
     shown: Sequence[int] = (20, 50, 100, 200)

@@ -2,8 +2,8 @@
 
     python -m experiments.classification --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
 
-Two blocks: *as we would run it*, the methods of `experiments.few_shot` with the settings that it chooses on tasks of 50
-letters, for all numbers of images; and *as published*: 10,000 epochs, no temperature, no prior of the classifier, the
+Two blocks: *as we would run it*, the methods of `experiments.few_shot` with images that are augmented in each step, and
+the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs, no temperature, no prior of the classifier, the
 published rates, and an ensemble of 10 samples of the network. All start from kernels that the VAEs of data/fconv decode
 and learn from the same images. The figure, `classification.png` and `.pdf`, has means and standard errors over splits,
 whose seeds are averaged first; values of the paper's figure are dashed.
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 TITLES = {"ours": "As we would run it", "published": "As published"}
 SCORES = {"acc": "test accuracy", "nll": "NLL, nats per image", "ece": "ECE"}
-# The published names of methods, by those of `experiments.methods` and of AS_PUBLISHED.
-PUBLISHED = {
-    "dwp": "dwp",
-    "loguniform": "loguniform",
-    "sn": "sn",
-    "l2": "deterministic",
-    "deterministic": "deterministic",
-}
 BNN = f"{SHAPE} --epochs 10000 --ens 10"
 ENSEMBLE = {"acc": "ens[10]_test_acc", "nll": "test_nll", "ece": "ensemble/ece"}
 NETWORK = {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}
@@ -67,11 +59,11 @@ class Theirs(NamedTuple):
     options: str = ""
 
 
-METHODS = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
+METHODS = ("dwp-aug", "loguniform-aug", "sn-aug", "gauss-aug", "no-aug", "l2-aug", "frozen-aug")
 SIZES = (50, 100, 200, 500, 1000)
 # By scale and part.
 SCALES = {
-    "smoke": {"ours": Ours({10: (0, 1)}, (42,), ("frozen", "l2"), (100,), 10)},
+    "smoke": {"ours": Ours({10: (0, 1)}, (42,), ("frozen-aug", "l2-aug"), (100,), 10)},
     "laptop": {
         "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), METHODS),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
@@ -112,11 +104,17 @@ def run_theirs(experiment: Experiment, part: Theirs) -> tuple[Results, list[Path
     return results, roots
 
 
+def published_accuracies(method: str) -> dict[str, float]:
+    """The published accuracies, by the number of images, of a method of `experiments.methods` or AS_PUBLISHED."""
+    name = method.removesuffix("-aug")
+    return published("classification", "mnist", {"l2": "deterministic"}.get(name, name))
+
+
 def block(results: Results) -> list[list[str]]:
     """A table with its headers: per method and number of images, mean ± std (n) over splits, and published values."""
     rows = [["method", "images", *SCORES.values(), "published accuracy"]]
     for method, by_size in results.items():
-        paper = published("classification", "mnist", PUBLISHED.get(method, ""))
+        paper = published_accuracies(method)
         for n, splits in by_size.items():
             scores = [mean_text([split[name] for split in splits], 3) for name in SCORES]
             rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
@@ -130,7 +128,7 @@ def panels_of(results: Results, title: str) -> dict[str, list["Curve"]]:
 
     panels: dict[str, list[Curve]] = {label: [] for label in SCORES.values()}
     for method, by_size in results.items():
-        paper = published("classification", "mnist", PUBLISHED.get(method, ""))
+        paper = published_accuracies(method)
         for score, label in SCORES.items():
             found = [summary([split[score] for split in own]) for own in by_size.values()]
             errors = [point["std"] / point["n"] ** 0.5 for point in found]

@@ -2,8 +2,8 @@
 
     python -m experiments.uncertainty --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
 
-The methods, their settings and their runs are those of `experiments.few_shot`: what it has trained is not trained
-again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo et al. 2017): the
+The methods, their settings and their runs are those of `experiments.few_shot` with augmented images: what it has
+trained is not trained again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo et al. 2017): the
 logits are divided by the temperature with the least NLL on the tasks of 50 letters that chose the method's setting,
 for all numbers of images, because MNIST's labels choose nothing. Seeds are averaged per split. A deviation (±) is over
 splits; that of a paired difference is half of its 95% interval.
@@ -64,18 +64,20 @@ class Part(NamedTuple):
     num_examples: int
     splits: Sequence[int] = range(10)
     seeds: Sequence[int] = (42,)
-    methods: Sequence[str] = ("dwp", "sn", "gauss", "no", "frozen", "l2", "dropout")
-    ensembles: Sequence[str] = ("frozen",)
+    methods: Sequence[str] = ("dwp-aug", "sn-aug", "gauss-aug", "no-aug", "frozen-aug", "l2-aug", "dropout-aug")
+    ensembles: Sequence[str] = ("frozen-aug",)
     members: int = 5
-    scaled: Sequence[str] = ("frozen", "l2")
+    scaled: Sequence[str] = ("frozen-aug", "l2-aug")
     tune_splits: Sequence[int] = range(100, 106)
     letters: int = 50
     subset: int = 1000
 
 
-PAPER = {"seeds": (42, 43, 44), "ensembles": ("dwp", "map", "frozen"), "subset": 10**6}
+PAPER = {"seeds": (42, 43, 44), "ensembles": ("dwp-aug", "map-aug", "frozen-aug"), "subset": 10**6}
 SCALES = {
-    "smoke": {"10": Part(10, (0, 1), (42,), ("frozen", "l2"), members=2, tune_splits=(100,), letters=10, subset=20)},
+    "smoke": {
+        "10": Part(10, (0, 1), (42,), ("frozen-aug", "l2-aug"), members=2, tune_splits=(100,), letters=10, subset=20)
+    },
     "laptop": {"50": Part(50), "200": Part(200, range(5))},
     "paper": {str(n): Part(n, **PAPER) for n in (50, 200)},
 }
