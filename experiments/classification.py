@@ -3,10 +3,11 @@
     python -m experiments.classification --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
 
 Two blocks: *as we would run it*, the methods of `experiments.few_shot` with images that are augmented in each step, and
-the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs, no temperature, no prior of the classifier, the
-published rates, and an ensemble of 10 samples of the network. All start from kernels that the VAEs of data/fconv decode
-and learn from the same images. The figure, `classification.png` and `.pdf`, has means and standard errors over splits,
-whose seeds are averaged first; values of the paper's figure are dashed.
+with the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs,
+no temperature, no prior of the classifier, no augmentation, the published rates, and an ensemble of 10 samples of the
+network. All start from kernels that the VAEs of data/fconv decode and learn from the same images. The figure,
+`classification.png` and `.pdf`, has means and standard errors over splits, whose seeds are averaged first; values of
+the paper's figure are dashed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,10 +3,10 @@
     python -m experiments.uncertainty --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
 
 The methods, their settings and their runs are those of `experiments.few_shot` with augmented images: what it has
-trained is not trained again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo et al. 2017): the
-logits are divided by the temperature with the least NLL on the tasks of 50 letters that chose the method's setting,
-for all numbers of images, because MNIST's labels choose nothing. Seeds are averaged per split. A deviation (±) is over
-splits; that of a paired difference is half of its 95% interval.
+trained is not trained again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo
+et al. 2017): the logits are divided by the temperature with the least NLL on the tasks of 50 letters that chose the
+method's setting, for all numbers of images, because MNIST's labels choose nothing. Seeds are averaged per split. A
+deviation (±) is over splits; that of a paired difference is half of its 95% interval.
 
 - Test images: accuracy, NLL, ECE (expected calibration error), Brier score, and the reliability diagram.
 - Rejection: the accuracy on the images that remain when those with the largest entropy are left out.
