@@ -84,32 +84,8 @@ def test_a_second_signal_stops_a_process_at_once(number, sandbox):
     assert state["epoch"] >= 1 and f"run directory: {checkpoint.parent}\n" in out
 
 
-@pytest.fixture
-def long_run(sandbox, small_run):
-    """`long_run("net")`: script and arguments of a run to interrupt, the directory of one that was not interrupted, and
-    a function that finds the other directory."""
-
-    def make(name: str):
-        file, argv = small_run(name)
-        argv = [*argv, "--num_epochs" if name == "vae" else "--epochs", str(6 + 4 * KILLS)]
-        whole = start_script(file, argv)
-        _, err = whole.communicate()
-        assert whole.returncode == 0, err
-        (whole_root,) = (sandbox / "logs" / f"exman-{file}" / "runs").iterdir()
-
-        def second_root():
-            folders = {path.parent for path in sandbox.glob(f"logs/exman-{file}/runs/*/params.yaml")} - {whole_root}
-            return next(iter(folders), None)
-
-        return file, argv, whole_root, second_root
-
-    return make
-
-
-@pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
-def test_a_run_whose_terminal_vanishes_continues_as_if_it_never_did(name, long_run):
-    """The terminal of a run closes at a random moment of the training (10 per script: `make soak`)."""
-    file, argv, whole_root, second_root = long_run(name)
+def close_terminals(file, argv, find_root, name):
+    """Close the terminal of a run at random moments of the training; the run's directory."""
     generator = random.Random(1)
     codes = []
     for _ in range(max(1, KILLS // 3)):
@@ -126,29 +102,24 @@ def test_a_run_whose_terminal_vanishes_continues_as_if_it_never_did(name, long_r
         printed = b""
         while b"run directory: " not in printed:
             printed += os.read(terminal, 10_000)
-        root = until(second_root, process)
+        root = until(find_root, process)
         argv = ["--continue", str(root)]
         time.sleep(generator.uniform(0, 0.5))
         os.close(terminal)
         codes.append(process.wait())
         state = read_yaml(root / "state.yaml")["state"]
         assert (codes[-1], state) in ((128 + signal.SIGHUP, "stopped"), (0, "finished"))
-    process = start_script(file, argv)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert_same_end(whole_root, root)
     assert KILLS == 1 or 128 + signal.SIGHUP in codes
+    return root
 
 
-@pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
-def test_a_killed_run_continues_as_if_it_never_was(name, long_run):
-    """`kill -9` at random moments, every other one while a checkpoint is written (30 per script: `make soak`)."""
-    file, argv, whole_root, second_root = long_run(name)
+def kill(file, argv, find_root, name):
+    """`kill -9` a run at random moments, every other one while a checkpoint is written; the run's directory."""
     generator = random.Random(0)
     root = None
     for i in range(KILLS):
         process = start_script(file, argv, SLOW_WRITES)
-        root = root or until(second_root, process)
+        root = root or until(find_root, process)
         argv = ["--continue", str(root)]
         in_a_write = i % 2 == (name == "net")  # with one kill per script, there are kills of both kinds
         end = time.monotonic() + generator.uniform(0, 4) + 10 * in_a_write
@@ -161,10 +132,33 @@ def test_a_killed_run_continues_as_if_it_never_was(name, long_run):
         for checkpoint in CHECKPOINTS:
             if (root / checkpoint).exists():
                 load_file(root / checkpoint)
-    process = start_script(file, argv)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert_same_end(whole_root, root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
+def test_runs_that_are_killed_or_whose_terminal_vanishes_continue_as_if_they_never_were(name, sandbox, small_run):
+    """One kill and one closed terminal per script; `make soak` has 30 and 10. The end is that of a whole run."""
+    file, argv = small_run(name)
+    argv = [*argv, "--num_epochs" if name == "vae" else "--epochs", str(6 + 4 * KILLS)]
+
+    def run_to_its_end(argv):
+        process = start_script(file, argv)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+
+    run_to_its_end(argv)
+    (whole,) = known = list((sandbox / "logs" / f"exman-{file}" / "runs").iterdir())
+
+    def find_root():
+        """The directory of the new run, if it has one yet."""
+        folders = (path.parent for path in sandbox.glob(f"logs/exman-{file}/runs/*/params.yaml"))
+        return next((folder for folder in folders if folder not in known), None)
+
+    for interrupt in (kill, close_terminals):
+        root = interrupt(file, argv, find_root, name)
+        run_to_its_end(["--continue", str(root)])
+        assert_same_end(whole, root)
+        known.append(root)
 
 
 @pytest.mark.parametrize("name", ["net", "bnn", "vae"])
