@@ -16,10 +16,10 @@ demo: $(VENV)/installed  ## the deep weight prior against a standard normal one,
 	$(PY) data/prepare_mnist.py
 	$(PY) -m experiments.demo
 
-# Workers with one thread each take less time than one with two, and what a worker waits for runs beside the others.
+# Two workers with one thread each take less time than one with two, and what a worker waits for runs beside the other.
 test: lint  ## the whole suite
 	-$(PY) data/prepare_mnist.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 soak: $(VENV)/installed  ## 30 kills and 10 vanished terminals of each script; the last result is in tests/README.md
 	DWP_KILLS=30 $(PY) -m pytest -q tests/risks/test_kills.py -k "killed or vanishes" --durations=6

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -189,24 +190,21 @@ def test_a_vae_from_before_the_schedule_had_an_option(stopped_late):
 
 
 @pytest.mark.parametrize("kind", ["read-only", "file", "no links"])
-def test_an_index_folder_without_links(kind, sandbox):
+def test_an_index_folder_without_links(kind, script, sandbox, monkeypatch, capsys):
     index = sandbox / "logs" / "exman-train-net.py" / "index"
     index.parent.mkdir(parents=True)
-    before = ""
     if kind == "file":
         index.write_text("")
     elif kind == "no links":
-        before = "import os\ndef refuse(*_, **__):\n    raise PermissionError(1, 'no links here')\nos.symlink = refuse"
+        monkeypatch.setattr(os, "symlink", mock.Mock(side_effect=PermissionError(1, "no links here")))
     elif os.geteuid():
         index.mkdir(mode=0o555)
     elif os.path.isdir("/proc"):
         index.symlink_to("/proc")  # a folder that even root cannot write to
     else:
         pytest.skip("root can write to every folder here")
-    process = start_script("train-net.py", SMALL, before)
-    _, err = process.communicate()
-    assert process.returncode == 0 and not err
-    (root,) = (index.parent / "runs").iterdir()
+    root = script("train-net.py").main(SMALL).root
+    assert not capsys.readouterr().err and [root] == list((index.parent / "runs").iterdir())
     assert read_yaml(root / "state.yaml")["state"] == "finished"
     assert kind == "read-only" or not list(index.glob("*"))
 

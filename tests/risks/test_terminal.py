@@ -94,7 +94,9 @@ def test_a_hangup_stops_a_run_with_a_checkpoint(sandbox, script):
 
 
 def test_a_hangup_that_is_ignored_at_the_start_stays_ignored(sandbox):
-    code, out = shell('trap "" HUP; "$0" "$@" & while ! grep -q 1 "$DWP_PATH"/*/runs/*/*.csv 2>/dev/null; do :; done; '
-                      "kill -HUP $!; wait $!")  # fmt: skip
+    written = 'grep -q 1 "$DWP_PATH"/*/runs/*/*.csv 2>/dev/null'
+    code, out = shell(
+        f'trap "" HUP; "$0" "$@" & while ! {written}; do sleep 0.1; done; kill -HUP $!; wait $!',
+    )
     assert code == 0, out
     assert_finished(only_root(sandbox), failed=False)
