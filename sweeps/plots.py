@@ -93,11 +93,14 @@ def plot_panels(
 
 def plot_intervals(panels: dict[str, Curve], xlabel: str) -> plt.Figure:
     """A figure of panels side by side, by title: a row for each name in `x`, with `y` and its spread along the row."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4.5), layout="tight", squeeze=False)
+    rows = max(len(curve.x) for curve in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 1.2 + 0.3 * rows), layout="tight", squeeze=False
+    )
     for axis, (title, curve) in zip(axes[0], panels.items(), strict=True):
         axis.errorbar(curve.y, curve.x, xerr=curve.spread, fmt="o", capsize=3)
         axis.axvline(0, color="gray", linewidth=1)
-        axis.invert_yaxis()
+        axis.set_ylim(len(curve.x) - 0.5, -0.5)  # the first row on top
         axis.grid(axis="x", alpha=0.3)
         axis.set(title=title, xlabel=xlabel)
     return figure
