@@ -95,10 +95,10 @@ class Sweeps:
         for script in dict.fromkeys(METHODS[method].script for method in settings):
             methods, lines = [], []
             for method in (method for method in settings if METHODS[method].script == script):
-                data = METHODS[method].tune_data if tuning else "mnist"
-                shared = METHODS[method].arguments(n, sources)
-                fewer = METHODS[method].predicts_by.tuning if tuning == "acc" else ""
-                more = f"--data {data} {fewer}".strip()
+                row = METHODS[method]
+                fewer = row.predicts_by.tuning if tuning == "acc" else ""
+                more = f"--data {row.tune_data if tuning else 'mnist'} {fewer}".strip()
+                shared = row.arguments(n, sources)
                 own = [f"{shared} {setting} {task} {more}" for setting in settings[method] for task in tasks]
                 methods, lines = methods + [method] * len(own), lines + own
             roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
