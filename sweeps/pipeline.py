@@ -1,6 +1,6 @@
 """Train source networks, extract their kernels, train VAEs on the kernels, and train Bayesian networks under the VAEs.
 
-    python -m sweeps.pipeline --scale smoke|laptop|paper [--out DIR] [-- --cpus 2 --address HOST:PORT ...]
+    python -m sweeps.pipeline --scale smoke|laptop|paper [--source DATA] [--out DIR] [-- --cpus 2 ...]
 
 sweeps/scales.py has the arguments of every stage. Networks and VAEs are trained by sweeps; the options after `--` are
 theirs: --cpus, --gpus, --retries and --address of `python -m sweeps`. A stage is skipped if its stamp in DIR/stages has
@@ -19,17 +19,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from models.configs import DATA_SETS
 from runs.directory import data_root, dwp_path
 from runs.errors import UserError, one_line_errors, require_packages, user_error
 from runs.files import read_yaml, sha256, write_yaml
 from runs.log import write_csv
 from runs.options import Parser
+from runs.types import data_type
 from sweeps.cluster import parse_resources
 from sweeps.collect import collect
-from sweeps.grid import split_command
+from sweeps.grid import make_trials, split_command, split_options
 from sweeps.rank_vaes import rank
-from sweeps.scales import SCALES, Scale
+from sweeps.scales import SCALES, Scale, filled
 from sweeps.stages import Context, run_stage, store_by_content, sweep_stage
+from sweeps.trials import find_script, load_script
 
 VAE_FILES = ("params.yaml", "vae_params.torch")
 NEAR = 0.05  # kernels of a network within this relative distance count as one
@@ -38,20 +41,40 @@ FIGURE_SEED = 0
 ELBO_SAMPLES = 10  # draws of z per kernel
 
 
-def data_hashes(scale: Scale) -> dict[str, str]:
-    """The SHA-256 of each file of notMNIST, if the scale uses it; the loaders check the files of other data sets.
+def check_data(scale: Scale, source: str) -> dict[str, str]:
+    """Load the images of all networks; the SHA-256 of notMNIST's files, and of the images of a file or folder `source`.
 
-    Raises UserError where a data set of the scale is missing.
+    The loaders check the files of other data sets. Raises UserError where a data set is missing or does not suit its
+    networks, before anything is trained.
     """
-    import utils
+    import torch
 
-    stages = (*scale.nets.values(), *scale.bnns.values(), *scale.rankings.values())
-    words = [shlex.split(shared) for _, shared in stages]
-    names = sorted({shared[shared.index("--data") + 1] for shared in words})
-    for name in names:
-        utils.load_data(name)
-    files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*") if "not-mnist" in names else ()
-    return {file.name: sha256(file) for file in sorted(files)}
+    import utils
+    from runs.checkpoint import fingerprint
+
+    places = {"source": source, **{f"vae{name}": "vae" for name in scale.kernels}}
+    stages = [("train-net.py", f"nets-{name}", *sweep) for name, sweep in scale.nets.items()]
+    stages += [("train-net.py", f"rank-{name}", "", ranking.network) for name, ranking in scale.rankings.items()]
+    stages += [("train-bnn.py", f"bnns-{name}", *sweep) for name, sweep in scale.bnns.items()]
+    loaded, hashes = set(), {}
+    for script, name, grid, shared in stages:
+        path = find_script(script)
+        for trial in make_trials(path, split_options(shlex.split(grid))[1], filled(shared, places)):
+            args = load_script(path)["parse"](trial.argv)
+            images = (args.data, args.model, args.num_examples, args.data_split_seed)
+            if (name, images) in loaded:
+                continue
+            loaded.add((name, images))
+            with user_error(f"{name}:"):
+                train, test = utils.load_split(args, torch.device("cpu"))
+                if name.startswith("rank-"):
+                    utils.check_test_data({"data": args.data}, train, test)
+            if args.data not in DATA_SETS:
+                hashes[args.data] = fingerprint([hashes.get(args.data, ""), *train, *test])
+    if any(images[0] == "not-mnist" for _, images in loaded):
+        files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")
+        hashes |= {file.name: sha256(file) for file in sorted(files)}
+    return hashes
 
 
 def extract_kernels(out: Path, name: str, min_norm: float, models: Sequence[Path]) -> list[Path]:
@@ -127,12 +150,12 @@ def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: M
     return [write_csv(folder / "elbo.csv", rows), *files]
 
 
-def run_pipeline(context: Context, scale: Scale) -> None:
+def run_pipeline(context: Context, scale: Scale, source: str) -> None:
     """Run all stages in order. Raises Stopped after a stop signal, UserError, and SystemExit where a trial failed."""
-    out = context.out
+    out, places = context.out, {"source": source}
     models = {}
     for name, (grid, shared) in scale.nets.items():
-        files = sweep_stage(context, f"nets-{name}", "train-net.py", grid, shlex.split(shared))
+        files = sweep_stage(context, f"nets-{name}", "train-net.py", grid, filled(shared, places))
         models[name] = [file for file in files if file.name == "model.torch"]
 
     convs, trained, kernels = {}, {}, []
@@ -151,7 +174,7 @@ def run_pipeline(context: Context, scale: Scale) -> None:
     chosen, vaes = {name: folders[0] for name, folders in trained.items()}, {}
     for name, (names, network) in scale.rankings.items():
         candidates = list(zip(*(trained[kernels] for kernels in names), strict=True))
-        chosen |= zip(names, median_candidate(out, name, candidates, shlex.split(network)), strict=True)
+        chosen |= zip(names, median_candidate(out, name, candidates, filled(network, places)), strict=True)
     for name, folder in chosen.items():
         files = [folder / file for file in VAE_FILES]
         contents = {file.name: file.read_bytes() for file in files}
@@ -159,11 +182,10 @@ def run_pipeline(context: Context, scale: Scale) -> None:
         vaes[name] = run_stage(out, f"vae{name}", VAE_FILES, files, make)[0].parent
 
     results = []
-    folders = {f"vae{name}": str(vae) for name, vae in vaes.items()}
+    places |= {f"vae{name}": str(vae) for name, vae in vaes.items()}
     priors = [vae / name for vae in vaes.values() for name in VAE_FILES]
     for name, (grid, shared) in scale.bnns.items():
-        words = [word.format(**folders) for word in shlex.split(shared)]
-        results += sweep_stage(context, f"bnns-{name}", "train-bnn.py", grid, words, priors)
+        results += sweep_stage(context, f"bnns-{name}", "train-bnn.py", grid, filled(shared, places), priors)
 
     arguments = ["--kernels", str(scale.figure_kernels), "--samples", str(scale.figure_samples)]
     make = functools.partial(write_figures, out / "figures", scale, convs, vaes)
@@ -179,12 +201,14 @@ def main(argv: list[str] | None = None) -> None:
     own, sweep_words = split_command(argv)
     parser = Parser(__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True, help="which arguments the stages have")
+    help = "data set of the source networks, and of the tasks that rank VAEs: a name, an npz file or a folder"
+    parser.add_argument("--source", type=data_type, default="not-mnist", metavar="DATA", help=help)
     parser.add_argument("--out", type=Path, help="folder for all but the runs, by default $DWP_PATH/pipeline/<scale>")
     args = parser.parse_args(own)
     resources = parse_resources(sweep_words)
     require_packages("pipeline", "ray", "pandas", "pyarrow")
     scale, out = SCALES[args.scale], (args.out or dwp_path() / "pipeline" / args.scale).absolute()
-    data = data_hashes(scale)
+    hashes = check_data(scale, args.source)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", timeout=0).acquire()
@@ -194,10 +218,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--out: {out}: {error.strerror}, expected a folder to write into") from None
     with lock:
         stamp = out / "stages" / "data.yaml"
-        if stamp.exists() and read_yaml(stamp) != data:  # data do not identify a trial
-            raise UserError(f"DATA_ROOT: found another notMNIST than {stamp} names, expected a new --out and DWP_PATH")
-        write_yaml(stamp, data)
-        run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale)
+        if stamp.exists() and read_yaml(stamp) != hashes:  # data do not identify a trial
+            raise UserError(f"--source: found other images than those of {stamp}, expected a new --out and DWP_PATH")
+        write_yaml(stamp, hashes)
+        run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale, args.source)
     print(f"all results are in {out}: figures/, results/page.html")
 
 

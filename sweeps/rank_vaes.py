@@ -76,6 +76,7 @@ def rank(
     loaded = [utils.load_sources(candidate, device) for candidate in candidates]
     whole = Namespace(**vars(network) | {"num_examples": None})
     train, test = utils.load_split(whole, device)
+    utils.check_test_data(vars(whole), train, test)
     tasks = [utils.few_shot_split(train.labels, network.num_examples, split) for split in splits]
     images = train[torch.cat(tasks).to(device)]
     sizes = (network.model, network.net_cfg, network.hid_dim, network.model_size, whole.n_classes)

@@ -1,5 +1,9 @@
-"""The scales of `sweeps.pipeline`: the arguments of each stage."""
+"""The scales of `sweeps.pipeline`: the arguments of each stage.
 
+In the arguments of networks `{source}` stands for the source data set.
+"""
+
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,11 +43,16 @@ class Scale(NamedTuple):
     figure_samples: int = 10  # estimates of each KL there
 
 
-FCONV = "--data not-mnist --model fconv --net_cfg vanilla --l2 0.001"
-FCONV3X3 = "--data not-mnist --model fconv3x3 --net_cfg vanilla --l2 0.001"
+def filled(shared: str, places: Mapping[str, str]) -> list[str]:
+    """The words of a stage's arguments, with what `{source}` and so on stand for."""
+    return [word.format(**places) for word in shlex.split(shared)]
+
+
+FCONV = "--data {source} --model fconv --net_cfg vanilla --l2 0.001"
+FCONV3X3 = "--data {source} --model fconv3x3 --net_cfg vanilla --l2 0.001"
 VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
 SEEDS = "--seed 1..5"  # of VAEs that are ranked
-RANKING = "--data not-mnist --num_examples 50 --classifier_lamb 3"
+RANKING = "--data {source} --num_examples 50 --classifier_lamb 3"
 LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
@@ -55,8 +64,8 @@ CHOSEN = {
 }
 FEW_TASKS = "--num_examples 50 100 --data_split_seed 0..4"
 
-SMOKE_BNN = f"{BNN} --data not-mnist --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
-SMOKE_RANKING = "--data not-mnist --num_examples 20 --hid_dim 3 4 --classifier_lamb 3"
+SMOKE_BNN = f"{BNN} --data {{source}} --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
+SMOKE_RANKING = "--data {source} --num_examples 20 --hid_dim 3 4 --classifier_lamb 3"
 LAPTOP_NET = "--bs 32 --lr 0.002 --precision auto --epochs 22 --eval_freq 0"
 LAPTOP_BNN = f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128"
 PAPER_BNN = f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100"

@@ -189,4 +189,42 @@ def test_other_data_are_refused(run, trained, plain, sandbox, capsys):
     with pytest.raises(SystemExit) as stop:
         pipeline.main(["--scale", "smoke"])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and len(err.splitlines()) == 1 and "DATA_ROOT: found another notMNIST" in err
+    assert stop.value.code == 2 and len(err.splitlines()) == 1 and "--source: found other images" in err
+
+
+def write_source(path: Path, n_classes: int = 10, test: bool = True) -> str:
+    """Write 120 + 30 random grey images as an npz file, and return its path."""
+    generator = np.random.default_rng(n_classes)
+    arrays = {}
+    for part, n in (("train", 120), ("test", 30)) if test else (("train", 120),):
+        arrays[f"{part}_images"] = generator.integers(0, 256, (n, 28, 28), np.uint8)
+        arrays[f"{part}_labels"] = np.arange(n) % n_classes
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_another_source(trained, plain, sandbox, capsys):
+    """All networks learn from it, and nothing from notMNIST; its images identify the pipeline."""
+    source = write_source(sandbox / "my images {1}.npz")
+    shutil.rmtree(sandbox / "data")
+    pipeline.main(["--scale", "smoke", "--source", source])
+    assert trained == ALL
+    used = {yaml.safe_load(path.read_text()).get("data") for path in sandbox.glob("logs/exman-*/runs/*/params.yaml")}
+    assert used == {source, None}
+    capsys.readouterr()
+    write_source(Path(source), 9)
+    with pytest.raises(SystemExit) as stop:
+        pipeline.main(["--scale", "smoke", "--source", source])
+    assert stop.value.code == 2 and "--source: found other images" in capsys.readouterr().err and trained == ALL
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ({"test": False}, "rank-fconv: --data {}: found no test images, expected some"),
+        ({"n_classes": 30}, "rank-fconv: --num_examples: found 20"),
+    ],
+)
+def test_a_source_that_does_not_suit_a_later_stage(source, message, sandbox, refusal):
+    path = write_source(sandbox / "source.npz", **source)
+    assert message.format(path) in refusal("sweeps.pipeline", ["--scale", "smoke", "--source", path])
