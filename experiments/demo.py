@@ -4,10 +4,10 @@
 
 Two runs of train-bnn.py, side by side with half of the processors each. They have the same initialization (kernels from
 the VAEs), classifier, images and epochs. Only the prior of the convs differs, and the settings: each prior has those
-that `experiments.few_shot` chose for it on letters. The table has the mean network, and the mean of 30 draws of the
-weights. The picture has learning curves of the mean networks on 1,000 of the test images, the kernels of the first
-conv, and the probabilities of six test digits: three random ones, and the three that the first network is the least
-sure of.
+that `experiments.few_shot` chose for it on letters. Training images are shifted, rotated and scaled a little. The table
+has the mean network, and the mean of 30 draws of the weights. The picture has learning curves of the mean networks on
+1,000 of the test images, the kernels of the first conv, and the probabilities of six test digits: three random ones,
+and the three that the first network is the least sure of.
 """
 
 import os
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from utils import DataSet
 
 # By label: a method, and its prior.
-PRIORS = {"deep weight prior": ("dwp", "vae"), "normal": ("sn", "sn")}
+PRIORS = {"deep weight prior": ("dwp-aug", "vae"), "normal": ("sn-aug", "sn")}
 EXAMPLES = 50  # images to learn from
 EVALUATIONS = 20  # of each run
 WATCHED = 1000  # test images of the learning curves
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             rows = []
             arguments = shlex.split(f"{METHODS[method].shared} {CHOSEN[prior]} {task}")
             for row in train_bnn(arguments, threads, Path(folder, method)):
-                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{method:3} | "))
+                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{method:7} | "))
                 bar.update()
                 rows.append(row)
             return rows
@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> None:
             table.append([label, scores(mean, test.labels)["acc"], found["acc"], found["nll"], found["ece"]])
             states = (load_state(root / "init_kernels.torch"), utils.shown_kernels(net.state_dict()))
             kernels["initial"], kernels[label] = (next(iter(state.values())) for state in states)
-    print(f"\nMNIST, {EXAMPLES} images (split {args.split}), {args.epochs} epochs, {len(test.labels):,} test images")
+    title = f"MNIST, {EXAMPLES} augmented images (split {args.split}), {args.epochs} epochs"
+    print(f"\n{title}, {len(test.labels):,} test images")
     headers = ["prior of the convs", "accuracy, mean network", f"accuracy, {SAMPLES} draws", "NLL (nats)", "ECE"]
     print(tabulate.tabulate(table, headers, floatfmt=".4f"))
 

@@ -56,10 +56,11 @@ RANKING = "--data {source} --num_examples 50 --classifier_lamb 3"
 LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
-# The settings that experiments.few_shot chose for each prior (RESULTS.md).
-FEW_IMAGES = "--classifier_prior sn --lr_var 0.06 --kl_kernels 1024 --epochs 300 --eval_freq 0 --ens 1 --draws 30"
+# The settings that experiments.few_shot chose for each prior, with augmented images (RESULTS.md).
+FEW_IMAGES = "--aug affine --classifier_prior sn --lr_var 0.06 --kl_kernels 1024 --epochs 300 --eval_freq 0"
+FEW_IMAGES += " --ens 1 --draws 30"
 CHOSEN = {
-    "vae": "--kl_weight 0.003 --classifier_lamb 0.0548 --lr 0.003",
+    "vae": "--kl_weight 0.001 --classifier_lamb 0.0316 --lr 0.01",
     "sn": "--kl_weight 0.001 --classifier_lamb 0.0316 --lamb 0.1 --lr 0.01",
 }
 FEW_TASKS = "--num_examples 50 100 --data_split_seed 0..4"
