@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+SMALL = 49  # pixels of a map, at most, for which the matrix of a convolution pays
 POINTS = (0.0, 1.0, -1.0, 0.5)  # and infinity, where the leading coefficient is the value
 
 
@@ -54,13 +55,27 @@ def through_points(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution. If the kernels are as large as the map, one product of matrices computes it twice as fast."""
+    """A convolution, computed as a product of matrices where that is two to three times as fast.
+
+    That is so for kernels as large as the map, for 1x1 kernels with one output channel, and for many small maps with
+    one input channel: their matrix is the convolution of the unit maps.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2:] == self.kernel_size and self.padding == (0, 0):
-            # Channels last, as the weights are stored, so that neither is copied.
-            rows, weight = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, self.weight))
-            return F.linear(rows, weight, self.bias)[:, :, None, None]
+        # Channels last, as the weights are stored, so that neither is copied.
+        rows, weight = (t.permute(0, 2, 3, 1) for t in (x, self.weight))
+        pixels = x.shape[2] * x.shape[3]
+        if self.padding == (0, 0):
+            if x.shape[2:] == self.kernel_size:
+                return F.linear(rows.flatten(1), weight.flatten(1), self.bias)[:, :, None, None]
+            if self.kernel_size == self.stride == (1, 1) and self.out_channels == 1:
+                return F.linear(rows, weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self.in_channels == 1 and x.device.type == "cpu" and 2 * pixels < len(x) and pixels <= SMALL:
+            units = torch.eye(pixels, dtype=x.dtype).view(pixels, *x.shape[1:])
+            matrix = self._conv_forward(units, self.weight, None).permute(0, 2, 3, 1)
+            bias = self.bias.expand(matrix.shape[1:]).flatten()
+            out = torch.addmm(bias, rows.flatten(1), matrix.flatten(1))
+            return out.unflatten(1, matrix.shape[1:]).permute(0, 3, 1, 2)
         return super().forward(x)
 
 

@@ -1,5 +1,7 @@
 """The layers of the kernel VAEs against torch's own."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,17 +20,34 @@ def test_elu_is_torchs_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-14), (torch.float32, 3e-6)])
-@pytest.mark.parametrize("cls, side", [(Conv2d, 5), (Conv2d, 3), (ConvTranspose2d, 3), (ConvTranspose2d, 1)])
-def test_convs_of_small_maps_are_torchs(cls, side, dtype, error):
+@pytest.mark.parametrize(
+    "cls, arguments, side, options",
+    [
+        (Conv2d, (8, 16, 3), 5, {}),
+        (Conv2d, (8, 16, 3), 3, {}),
+        (Conv2d, (8, 1, 1), 5, {}),
+        (Conv2d, (8, 1, 1), 5, {"stride": 2}),
+        (Conv2d, (8, 1, 1), 5, {"padding": 1}),
+        (Conv2d, (1, 16, 3), 7, {}),
+        (Conv2d, (1, 16, 3), 5, {"padding": 1}),
+        (Conv2d, (1, 16, 3), 5, {"padding": 1, "stride": 2}),
+        (Conv2d, (1, 16, 3), 9, {}),
+        (ConvTranspose2d, (8, 16, 3), 3, {}),
+        (ConvTranspose2d, (8, 16, 3), 1, {}),
+    ],
+)
+@pytest.mark.parametrize("n", [7, 200])
+def test_convs_of_small_maps_are_torchs(cls, arguments, side, options, n, dtype, error):
     """Value and every gradient of the layers, by whichever algorithm, are those of torch's functions in float64."""
     torch.manual_seed(0)
-    layer = cls(8, 16, 3).to(dtype).to(memory_format=torch.channels_last)
-    x = torch.randn(7, 8, side, side, dtype=dtype).requires_grad_()
-    function = F.conv_transpose2d if layer.transposed else F.conv2d
+    layer = cls(*arguments, **options).to(dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(n, arguments[0], side, side, dtype=dtype).requires_grad_()
+    function = partial(F.conv_transpose2d if layer.transposed else F.conv2d, **options)
     leaves = [x, layer.weight, layer.bias]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     found, expected = layer(x), function(*doubles)
-    upstream = torch.randn_like(expected)
+    assert found.shape == expected.shape
+    upstream = torch.rand_like(expected)  # of one sign, so that no sum cancels
     gradients = torch.autograd.grad(found, leaves, upstream.to(dtype))
     for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, doubles, upstream)), strict=True):
         assert (a - b).norm() < error * b.norm()
