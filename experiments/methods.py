@@ -196,5 +196,7 @@ DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
 for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")
-# The same without the VAEs' kernels as a start: what is left of the lead is the prior's.
+# The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
 METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug")}
+own = with_init(METHODS["sn-aug"], "filters")
+METHODS["sn-aug-filters"] = own._replace(shared=f"{own.shared} {KERNELS}")
