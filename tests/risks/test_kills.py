@@ -138,7 +138,10 @@ def kill(file, argv, find_root, first_in_a_write):
 
 @pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
 def test_runs_that_are_killed_or_whose_terminal_vanishes_continue_as_if_they_never_were(name, sandbox, small_run):
-    """One kill and one closed terminal per script; `make soak` has 30 and 10. The end is that of a whole run."""
+    """One kill and one closed terminal per script; `make soak` has 30 and 10.
+
+    The end is that of a whole run in another process.
+    """
     file, argv = small_run(name)
     argv = [*argv, "--num_epochs" if name == "vae" else "--epochs", str(6 + 4 * KILLS)]
 
