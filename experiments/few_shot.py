@@ -10,7 +10,7 @@
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
-   compared with the first ensemble. `differences.png` draws the differences in accuracy.
+   compared with the first ensemble. `differences.png` draws the differences.
 
 What the comparison leaves open: the kernels, VAEs, flows and source networks are one set, so the intervals do not
 include how these vary, and an interval is for one difference alone. The kernels come from networks trained on all ten
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from experiments.paper import Experiment
 
 Score = dict[str, float]
+PANELS = {"acc": ("accuracy, points", 100), "nll": ("NLL, nats", 1), "ece": ("ECE, points", 100)}  # with factors
 
 
 class Sweeps:
@@ -207,15 +208,17 @@ def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[
 
 
 def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the first method's accuracy minus each other one's, with 95% intervals: a panel per number of images."""
+    """Draw the first method's scores minus those of each other one, with 95% intervals: a row per number of images."""
     from sweeps.plots import Curve, plot_intervals, save
 
     panels = {}
     for n in dict.fromkeys(row["num_examples"] for row in rows):
         own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"] == rows[0]["first"]]
-        points = {name: [100 * row[f"acc_{name}"] for row in own] for name in ("difference", "difference_interval")}
-        panels[f"{n} images"] = Curve("", [row["method"] for row in own], *points.values())
-    save(plot_intervals(panels, f"accuracy of {rows[0]['first']} minus that of the method, points"), path)
+        for score, (label, factor) in PANELS.items():
+            names = (f"{score}_difference", f"{score}_difference_interval")
+            points = [[factor * row[name] for row in own] for name in names]
+            panels[f"{n} images: {label}"] = Curve("", [row["method"] for row in own], *points)
+    save(plot_intervals(panels, len(PANELS), f"{rows[0]['first']} minus the method"), path)
 
 
 @one_line_errors

@@ -91,13 +91,12 @@ def plot_panels(
     return figure
 
 
-def plot_intervals(panels: dict[str, Curve], xlabel: str) -> plt.Figure:
-    """A figure of panels side by side, by title: a row for each name in `x`, with `y` and its spread along the row."""
-    rows = max(len(curve.x) for curve in panels.values())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 1.2 + 0.3 * rows), layout="tight", squeeze=False
-    )
-    for axis, (title, curve) in zip(axes[0], panels.items(), strict=True):
+def plot_intervals(panels: dict[str, Curve], columns: int, xlabel: str) -> plt.Figure:
+    """A figure of panels by title, `columns` in a row: a line for each name in `x`, with `y` and its spread on it."""
+    rows, lines = -(-len(panels) // columns), max(len(curve.x) for curve in panels.values())
+    size = (4.5 * columns, rows * (1.2 + 0.3 * lines))
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
+    for axis, (title, curve) in zip(axes.flat, panels.items(), strict=True):
         axis.errorbar(curve.y, curve.x, xerr=curve.spread, fmt="o", capsize=3)
         axis.axvline(0, color="gray", linewidth=1)
         axis.set_ylim(len(curve.x) - 0.5, -0.5)  # the first row on top
