@@ -153,7 +153,7 @@ METHODS = {
     "gauss": Method("train-bnn.py", f"{BNN} {KERNELS} --prior gauss", BAYESIAN, "draws"),
     "loguniform": Method("train-bnn.py", f"{BNN} --prior loguniform", BAYESIAN, "draws"),
     "flow": Method("train-bnn.py", f"{BNN} --prior flow --flow_list {{flow7x7}} {{flow5x5}}", BAYESIAN, "draws"),
-    "l2": Method("train-net.py", NET, grid(options("l2", 0.0001, 0.001, 0.01), RATES), "network"),
+    "l2": Method("train-net.py", NET, grid(options("l2", 0.0001, 0.001, 0.01), RATES), "network", ensemble=True),
     "dropout": Method(
         "train-net.py",
         f"{NET} --net_cfg vanilla-do --ens {SAMPLES}",
