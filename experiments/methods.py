@@ -197,6 +197,6 @@ DEFAULT = [name for name in METHODS if "3x3" not in name]
 for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")
 # The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
-METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug")}
+METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("sn", "dwp-aug", "sn-aug", "l2-aug")}
 own = with_init(METHODS["l2-aug"], "filters")
 METHODS["l2-aug-filters"] = own._replace(shared=f"{own.shared} {KERNELS}")
