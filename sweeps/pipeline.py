@@ -61,17 +61,18 @@ def check_data(scale: Scale, source: str) -> dict[str, str]:
         path = find_script(script)
         for trial in make_trials(path, split_options(shlex.split(grid))[1], filled(shared, places)):
             args = load_script(path)["parse"](trial.argv)
-            images = (args.data, args.model, args.num_examples, args.data_split_seed)
-            if (name, images) in loaded:
+            ranked = name.startswith("rank-")  # by test images
+            images = (args.data, args.model, args.num_examples, args.data_split_seed, ranked)
+            if images in loaded:
                 continue
-            loaded.add((name, images))
+            loaded.add(images)
             with user_error(f"{name}:"):
                 train, test = utils.load_split(args, torch.device("cpu"))
-                if name.startswith("rank-"):
+                if ranked:
                     utils.check_test_data({"data": args.data}, train, test)
             if args.data not in DATA_SETS:
                 hashes[args.data] = fingerprint([hashes.get(args.data, ""), *train, *test])
-    if any(images[0] == "not-mnist" for _, images in loaded):
+    if any(images[0] == "not-mnist" for images in loaded):
         files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")
         hashes |= {file.name: sha256(file) for file in sorted(files)}
     return hashes
