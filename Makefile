@@ -12,7 +12,7 @@ $(VENV)/installed: requirements.txt requirements-sweep.txt requirements-dev.txt
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-demo: $(VENV)/installed  ## the deep weight prior against a standard normal one, on 50 images
+demo: $(VENV)/installed  ## Bayesian networks with the VAEs and without, on 50 images
 	$(PY) data/prepare_mnist.py
 	$(PY) -m experiments.demo
 

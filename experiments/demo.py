@@ -1,13 +1,13 @@
-"""The deep weight prior against a normal one on 50 MNIST images: a table and a picture.
+"""Learning MNIST from 50 images with the VAEs and without: a table and a picture.
 
     python -m experiments.demo [--epochs 300] [--split 0] [--out logs/demo]
 
-Two runs of train-bnn.py, side by side with half of the processors each. They have the same initialization (kernels from
-the VAEs), classifier, images and epochs. Only the prior of the convs differs, and the settings: each prior has those
-that `experiments.few_shot` chose for it on letters. Training images are shifted, rotated and scaled a little. The table
-has the mean network, and the mean of 30 draws of the weights. The picture has learning curves of the mean networks on
-1,000 of the test images, the kernels of the first conv, and the probabilities of six test digits: three random ones,
-and the three that the first network is the least sure of.
+Two runs of train-bnn.py, side by side with half of the processors each, on the same images. The first network has what
+the VAEs give: it starts from kernels that they decode, and they are the prior of its convs. The second has neither: it
+starts from Xavier's random kernels, under a normal prior. Each has the settings that `experiments.few_shot` chose for
+it on letters. The table has the mean network, and the mean of 30 draws of the weights. The picture has learning curves
+of the mean networks on 1,000 of the test images, the kernels of the first conv before and after training, and the
+probabilities of six test digits: three random ones, and the three that the first network is the least sure of.
 """
 
 import os
@@ -29,7 +29,6 @@ from runs.errors import one_line_errors
 from runs.log import Row, table_text
 from runs.options import Parser
 from runs.types import WHOLE, number_type
-from sweeps.scales import CHOSEN
 
 if TYPE_CHECKING:
     import matplotlib.pyplot as plt
@@ -37,8 +36,11 @@ if TYPE_CHECKING:
 
     from utils import DataSet
 
-# By label: a method, and its prior.
-PRIORS = {"deep weight prior": ("dwp-aug", "vae"), "normal": ("sn-aug", "sn")}
+# By label: a method, and the settings that experiments.few_shot chose for it (RESULTS.md).
+NETWORKS = {
+    "deep weight prior": ("dwp", "--kl_weight 0.003 --classifier_lamb 0.0548 --lr 0.003"),
+    "without the VAEs": ("sn-xavier", "--kl_weight 0.01 --classifier_lamb 0.1 --lamb 0.3"),
+}
 EXAMPLES = 50  # images to learn from
 EVALUATIONS = 20  # of each run
 WATCHED = 1000  # test images of the learning curves
@@ -63,8 +65,8 @@ def draw(
     test: "DataSet",
     split: int,
 ) -> "plt.Figure":
-    """The picture, from the runs' logs, the kernels (n, 1, k, k) of their first convs, "initial" among them, and the
-    log probabilities (n, n_classes) of test images."""
+    """The picture: from the runs' logs, the kernels (n, 1, k, k) of their first convs before and after training, and
+    the log probabilities (n, n_classes) of test images."""
     from sweeps.plots import CYCLE, draw_tiles, plt
 
     figure = plt.figure(figsize=(12, 10), layout="constrained")
@@ -77,9 +79,10 @@ def draw(
         axis.set(xlabel="epoch", ylabel=ylabel, title=f"mean networks, {WATCHED} test images")
         axis.grid(alpha=0.3)
         axis.legend()
+    middle.suptitle("kernels of the first conv", fontsize=12)
     for axis, (label, own) in zip(middle.subplots(1, len(kernels)), kernels.items(), strict=True):
         draw_tiles(axis, own, 8)
-        axis.set_title(f"kernels of the first conv: {label}", fontsize=10)
+        axis.set_title(label, fontsize=10)
     shown = digits_shown(next(iter(log_p.values())), split)
     for i, (index, (image, bars)) in enumerate(zip(shown, bottom.subplots(2, len(shown)).T, strict=True)):
         kind = "random" if i < SHOWN else "least sure"
@@ -105,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     eval_freq = max(1, args.epochs // EVALUATIONS)
-    threads = max(1, (os.cpu_count() or 2) // len(PRIORS))
+    threads = max(1, (os.cpu_count() or 2) // len(NETWORKS))
     evaluated = {1, args.epochs, *range(eval_freq, args.epochs + 1, eval_freq)}  # epochs
     import utils
     from experiments.subsets import write_npz
@@ -115,9 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     train_set, test = utils.load_data("mnist")
     chosen = train_set[utils.few_shot_split(train_set.labels, EXAMPLES, args.split)]
     with (
-        tqdm(total=len(evaluated) * len(PRIORS), desc="evaluations", disable=None) as bar,
+        tqdm(total=len(evaluated) * len(NETWORKS), desc="evaluations", disable=None) as bar,
         tempfile.TemporaryDirectory() as folder,
-        ThreadPoolExecutor(len(PRIORS)) as pool,
+        ThreadPoolExecutor(len(NETWORKS)) as pool,
     ):
         data = Path(folder, "data.npz")
         write_npz(data, chosen, test[:WATCHED])
@@ -125,19 +128,19 @@ def main(argv: list[str] | None = None) -> None:
 
         def train(label: str) -> list[Row]:
             """Train a network under a prior, print each row of its log, and return all rows."""
-            method, prior = PRIORS[label]
+            method, setting = NETWORKS[label]
             rows = []
-            arguments = shlex.split(f"{METHODS[method].shared} {CHOSEN[prior]} {task}")
+            arguments = shlex.split(f"{METHODS[method].shared} {setting} {task}")
             for row in train_bnn(arguments, threads, Path(folder, method)):
-                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{method:7} | "))
+                tqdm.write(textwrap.indent(table_text(row, header=not rows), f"{method:9} | "))
                 bar.update()
                 rows.append(row)
             return rows
 
-        logs = dict(zip(PRIORS, pool.map(train, PRIORS), strict=True))
+        logs = dict(zip(NETWORKS, pool.map(train, NETWORKS), strict=True))
 
         log_p, kernels, table = {}, {}, []
-        for label, (method, _) in PRIORS.items():
+        for label, (method, _) in NETWORKS.items():
             (root,) = Path(folder, method).glob(f"exman-{SCRIPT}/runs/*")
             net, _ = utils.load_network(root)
             log_p[label] = ensemble_log_probs(utils.predict_log_probs(net, test, "weights", SAMPLES, 500))
@@ -145,10 +148,10 @@ def main(argv: list[str] | None = None) -> None:
             mean = utils.predict_log_probs(net, test, "det", 1, 500)[0]
             table.append([label, scores(mean, test.labels)["acc"], found["acc"], found["nll"], found["ece"]])
             states = (load_state(root / "init_kernels.torch"), utils.shown_kernels(net.state_dict()))
-            kernels["initial"], kernels[label] = (next(iter(state.values())) for state in states)
-    title = f"MNIST, {EXAMPLES} augmented images (split {args.split}), {args.epochs} epochs"
-    print(f"\n{title}, {len(test.labels):,} test images")
-    headers = ["prior of the convs", "accuracy, mean network", f"accuracy, {SAMPLES} draws", "NLL (nats)", "ECE"]
+            for state, when in zip(states, ("before", "after"), strict=True):
+                kernels[f"{label}, {when}"] = next(iter(state.values()))
+    print(f"\nMNIST, {EXAMPLES} images (split {args.split}), {args.epochs} epochs, {len(test.labels):,} test images")
+    headers = ["network", "accuracy, mean network", f"accuracy, {SAMPLES} draws", "NLL (nats)", "ECE"]
     print(tabulate.tabulate(table, headers, floatfmt=".4f"))
 
     from sweeps.plots import save
