@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         task = f"--data {shlex.quote(str(data))} --epochs {args.epochs} --eval_freq {eval_freq} --draws 1"
 
         def train(label: str) -> list[Row]:
-            """Train a network under a prior, print each row of its log, and return all rows."""
+            """Train a network, print each row of its log, and return all rows."""
             method, setting = NETWORKS[label]
             rows = []
             arguments = shlex.split(f"{METHODS[method].shared} {setting} {task}")

@@ -86,7 +86,7 @@ class Method(NamedTuple):
 def with_kernels(method: Method, folder: str) -> Method:
     """The method with the VAEs and kernels of another folder in place of data/fconv; itself if it uses none of them, or
     a flow, which has learnt those of data/fconv."""
-    if "{flow" in method.shared or "--init_list xavier" in method.shared:
+    if "{flow" in method.shared or ("--init_list xavier" in method.shared and "--prior vae" not in method.shared):
         return method
     return method._replace(shared=method.shared.replace(f"{FCONV}/", f"{shlex.quote(folder)}/"))
 
@@ -177,11 +177,10 @@ METHODS = {
 }
 
 
-def with_init(method: Method, init: str) -> Method:
-    """The method with all convs initialized in another way than with kernels that VAEs decode."""
-    return method._replace(
-        shared=re.sub(r"--init_list( vae)+", lambda found: found[0].replace(" vae", f" {init}"), method.shared)
-    )
+def with_init(method: Method, init: str, more: str = "") -> Method:
+    """The method with all convs initialized in another way than with kernels that VAEs decode, and more arguments."""
+    shared = re.sub(r"--init_list( vae)+", lambda found: found[0].replace(" vae", f" {init}"), method.shared)
+    return method._replace(shared=f"{shared} {more}".strip())
 
 
 # On a network of three convs of 3x3 kernels.
@@ -190,13 +189,13 @@ for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2"):
     METHODS[f"{name}-3x3"] = METHODS[name]._replace(shared=shared)
 # With the codes of the initial kernels spread evenly.
 METHODS |= {f"{name}-qmc": with_init(METHODS[name], "vae-qmc") for name in ("dwp", "frozen")}
-METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("frozen", "frozen-3x3")}
+# From Xavier's kernels.
+METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("sn", "frozen", "frozen-3x3")}
 # What is compared unless methods are named: neither the network of 3x3 kernels nor, below, augmented images.
 DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
 for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")
 # The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
-METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("sn", "dwp-aug", "sn-aug", "l2-aug")}
-own = with_init(METHODS["l2-aug"], "filters")
-METHODS["l2-aug-filters"] = own._replace(shared=f"{own.shared} {KERNELS}")
+METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug")}
+METHODS["l2-aug-filters"] = with_init(METHODS["l2-aug"], "filters", KERNELS)

@@ -57,8 +57,9 @@ def through_points(x: Tensor, weight: Tensor) -> Tensor:
 class Conv2d(nn.Conv2d):
     """A convolution, computed as a product of matrices where that is two to three times as fast.
 
-    That is so for kernels as large as the map, for 1x1 kernels with one output channel, and for many small maps with
-    one input channel: their matrix is the convolution of the unit maps.
+    That is so for kernels as large as the map, for 1x1 kernels with one output channel, and for small maps with one
+    input channel, whose matrix is the convolution of the unit maps: it pays from twice as many maps as pixels on. So
+    the rounding of a map depends on how many there are.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +71,8 @@ class Conv2d(nn.Conv2d):
                 return F.linear(rows.flatten(1), weight.flatten(1), self.bias)[:, :, None, None]
             if self.kernel_size == self.stride == (1, 1) and self.out_channels == 1:
                 return F.linear(rows, weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        if self.in_channels == 1 and x.device.type == "cpu" and 2 * pixels < len(x) and pixels <= SMALL:
+        small = self.in_channels == 1 and pixels <= SMALL and self.bias is not None
+        if small and x.device.type == "cpu" and len(x) > 2 * pixels:
             units = torch.eye(pixels, dtype=x.dtype).view(pixels, *x.shape[1:])
             matrix = self._conv_forward(units, self.weight, None).permute(0, 2, 3, 1)
             bias = self.bias.expand(matrix.shape[1:]).flatten()

@@ -70,9 +70,10 @@ def check_data(scale: Scale, source: str) -> dict[str, str]:
                 train, test = utils.load_split(args, torch.device("cpu"))
                 if ranked:
                     utils.check_test_data({"data": args.data}, train, test)
-            if args.data not in DATA_SETS:
-                hashes[args.data] = fingerprint([hashes.get(args.data, ""), *train, *test])
-    if any(images[0] == "not-mnist" for images in loaded):
+            if args.data == source not in DATA_SETS:
+                whole = utils.load_run_data(vars(args))
+                hashes[f"{source}, {args.model}"] = fingerprint([*whole[0], *whole[1]])
+    if any(images[0].startswith("not-mnist") for images in loaded):
         files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")
         hashes |= {file.name: sha256(file) for file in sorted(files)}
     return hashes
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     own, sweep_words = split_command(argv)
     parser = Parser(__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True, help="which arguments the stages have")
-    help = "data set of the source networks, and of the tasks that rank VAEs: a name, an npz file or a folder"
+    help = "data set of the source networks and of the ranking of VAEs: a name, an npz file or a folder"
     parser.add_argument("--source", type=data_type, default="not-mnist", metavar="DATA", help=help)
     parser.add_argument("--out", type=Path, help="folder for all but the runs, by default $DWP_PATH/pipeline/<scale>")
     args = parser.parse_args(own)

@@ -8,7 +8,7 @@ import yaml
 from scipy import stats
 
 from experiments import few_shot, training
-from experiments.methods import PREDICTIONS, SOURCES, Method
+from experiments.methods import METHODS, PREDICTIONS, SOURCES, Method, with_kernels
 from runs.directory import ROOT
 from runs.log import read_rows
 from sweeps import trials as sweep_trials
@@ -150,6 +150,14 @@ def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         few_shot.main([*argv, folders[0], folders[0]])
     assert "--against: found frozen of a b twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method, uses", [("dwp-aug-xavier", True), ("sn-aug-xavier", False), ("l2-aug-filters", True)])
+def test_whether_other_vaes_are_used(method, uses):
+    """As a start, as a prior, or not at all."""
+    method = METHODS[method]
+    other = with_kernels(method, "/other")
+    assert ("/other/vae7x7" in other.shared) == uses == (other != method)
 
 
 @pytest.mark.parametrize("file, prediction", [("train-net.py", "network"), ("train-bnn.py", "draws")])

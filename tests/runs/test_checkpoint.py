@@ -56,9 +56,14 @@ def test_continue_refuses(script, small_run, refusal, capsys):
 def test_what_the_numbers_depend_on(script, small_run):
     """The run's record of it; that two processes get the same numbers is what the tests of kills compare."""
     file, argv = small_run("bnn-dwp")
-    root = script(file).main(argv).root
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        root = script(file).main(argv).root
+    finally:
+        torch.set_num_threads(threads)
     environment = yaml.safe_load((root / "params.yaml").read_text())["environment"]
-    assert environment["torch"] == torch.__version__ and environment["threads"] == torch.get_num_threads()
+    assert environment["torch"] == torch.__version__ and environment["threads"] == 3
     assert environment["device"] == "cpu" and environment["script"] == file
     git = ["git", "-C", ROOT, "rev-parse", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False)
