@@ -69,8 +69,8 @@ def draw(
     the log probabilities (n, n_classes) of test images."""
     from sweeps.plots import CYCLE, draw_tiles, plt
 
-    figure = plt.figure(figsize=(12, 10), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.1, 1.1, 1))
+    figure = plt.figure(figsize=(12, 9), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1.1, 0.6, 1))
     figure.suptitle(f"MNIST from {EXAMPLES} images (split {split})")
     panels = {"test accuracy": "det_test_acc", "test NLL, nats per image": "det/nll"}
     for axis, (ylabel, column) in zip(top.subplots(1, 2), panels.items(), strict=True):
