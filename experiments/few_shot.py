@@ -212,13 +212,14 @@ def plot_differences(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from sweeps.plots import Curve, plot_intervals, save
 
     panels = {}
-    for n in dict.fromkeys(row["num_examples"] for row in rows):
+    numbers = dict.fromkeys(row["num_examples"] for row in rows)
+    for n in numbers:
         own = [row for row in rows if row["num_examples"] == n and row["method"] != row["first"] == rows[0]["first"]]
         for score, (label, factor) in PANELS.items():
             names = (f"{score}_difference", f"{score}_difference_interval")
             points = [[factor * row[name] for row in own] for name in names]
             panels[f"{n} images: {label}"] = Curve("", [row["method"] for row in own], *points)
-    save(plot_intervals(panels, len(PANELS), f"{rows[0]['first']} minus the method"), path)
+    save(plot_intervals(panels, f"{rows[0]['first']} minus the method", len(numbers)), path)
 
 
 @one_line_errors

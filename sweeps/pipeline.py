@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from models.configs import DATA_SETS
+from models.configs import DATA_SETS, MODELS
 from runs.directory import data_root, dwp_path
 from runs.errors import UserError, one_line_errors, require_packages, user_error
 from runs.files import read_yaml, sha256, write_yaml
@@ -53,26 +53,29 @@ def check_data(scale: Scale, source: str) -> dict[str, str]:
     from runs.checkpoint import fingerprint
 
     places = {"source": source, **{f"vae{name}": "vae" for name in scale.kernels}}
+    rankings = {f"rank-{name}": ranking.network for name, ranking in scale.rankings.items()}
     stages = [("train-net.py", f"nets-{name}", *sweep) for name, sweep in scale.nets.items()]
-    stages += [("train-net.py", f"rank-{name}", "", ranking.network) for name, ranking in scale.rankings.items()]
+    stages += [("train-net.py", name, "", network) for name, network in rankings.items()]
     stages += [("train-bnn.py", f"bnns-{name}", *sweep) for name, sweep in scale.bnns.items()]
-    loaded, hashes = set(), {}
+    loaded, shapes = set(), set()
     for script, name, grid, shared in stages:
         path = find_script(script)
         for trial in make_trials(path, split_options(shlex.split(grid))[1], filled(shared, places)):
             args = load_script(path)["parse"](trial.argv)
-            ranked = name.startswith("rank-")  # by test images
-            images = (args.data, args.model, args.num_examples, args.data_split_seed, ranked)
+            images = (args.data, args.model, args.num_examples, args.data_split_seed, name in rankings)
             if images in loaded:
                 continue
             loaded.add(images)
             with user_error(f"{name}:"):
                 train, test = utils.load_split(args, torch.device("cpu"))
-                if ranked:
+                if name in rankings:  # by test images
                     utils.check_test_data({"data": args.data}, train, test)
-            if args.data == source not in DATA_SETS:
-                whole = utils.load_run_data(vars(args))
-                hashes[f"{source}, {args.model}"] = fingerprint([*whole[0], *whole[1]])
+            if args.data == source:
+                shapes.add(MODELS[args.model].image_shape)
+    hashes = {}
+    for shape in shapes if source not in DATA_SETS else ():
+        parts = utils.load_data(source, shape)  # whole, whatever the stages learn from
+        hashes[f"{source} as {shape}"] = fingerprint([tensor for part in parts for tensor in part])
     if any(images[0].startswith("not-mnist") for images in loaded):
         files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")
         hashes |= {file.name: sha256(file) for file in sorted(files)}

@@ -91,9 +91,9 @@ def plot_panels(
     return figure
 
 
-def plot_intervals(panels: dict[str, Curve], columns: int, xlabel: str) -> plt.Figure:
-    """A figure of panels by title, `columns` in a row: a line for each name in `x`, with `y` and its spread on it."""
-    rows, lines = -(-len(panels) // columns), max(len(curve.x) for curve in panels.values())
+def plot_intervals(panels: dict[str, Curve], xlabel: str, rows: int = 1) -> plt.Figure:
+    """A figure of panels in rows, by title: a line for each name in `x`, with `y` and its spread on it."""
+    columns, lines = len(panels) // rows, max(len(curve.x) for curve in panels.values())
     size = (4.5 * columns, rows * (1.2 + 0.3 * lines))
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
     for axis, (title, curve) in zip(axes.flat, panels.items(), strict=True):

@@ -47,8 +47,7 @@ def test_convs_of_small_maps_are_torchs(cls, arguments, side, options, n, dtype,
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     found, expected = layer(x), function(*doubles)
     assert found.shape == expected.shape
-    upstream = torch.randn_like(expected)
+    upstream = torch.randn_like(expected) + (n == 200)  # sums over many maps would cancel
     gradients = torch.autograd.grad(found, leaves, upstream.to(dtype))
     for a, b in zip((found, *gradients), (expected, *torch.autograd.grad(expected, doubles, upstream)), strict=True):
-        scale = upstream.norm() if b.ndim == 1 else b.norm()  # the sums of a bias may cancel
-        assert (a - b).norm() < error * scale
+        assert (a - b).norm() < error * b.norm()

@@ -211,6 +211,9 @@ def test_another_source(trained, plain, sandbox, capsys):
     assert trained == ALL
     used = {yaml.safe_load(path.read_text()).get("data") for path in sandbox.glob("logs/exman-*/runs/*/params.yaml")}
     assert used == {source, None}
+    scale = scales.SCALES["smoke"]
+    fewer = {"all": scale.nets["all"]._replace(shared=scale.nets["all"].shared.replace("50", "40"))}
+    assert pipeline.check_data(scale, source) == pipeline.check_data(scale._replace(nets=fewer), source)
     capsys.readouterr()
     write_source(Path(source), 9)
     with pytest.raises(SystemExit) as stop:
