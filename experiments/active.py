@@ -15,7 +15,7 @@ Predictions are kept in $DWP_PATH/active-<scale>, so a stopped experiment contin
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +23,8 @@ from experiments.few_shot import tune_experiment
 from experiments.methods import METHODS
 from experiments.paper import Experiment, difference_text, mean_curve, mean_text, parse, write_report
 from experiments.predictions import Predictions, predict_run
-from experiments.subsets import write_npz
+from experiments.subsets import stored_npz
 from runs.errors import one_line_errors
-
-if TYPE_CHECKING:
-    from utils import DataSet
 
 STRATEGIES = ("mutual_information", "entropy", "random")
 Chain = tuple[str, str, int]  # method, strategy, seed
@@ -71,17 +68,6 @@ def picked(strategy: str, predictions: Predictions, labelled: Sequence[int], n: 
     return left[np.argsort(-values[left], kind="stable")[:n]].tolist()
 
 
-def labelled_file(folder: Path, pool: "DataSet", index: Sequence[int]) -> Path:
-    """An npz file of labelled images of the pool, named by their number and content; written if it does not exist."""
-    from runs.checkpoint import fingerprint
-
-    chosen = pool[list(index)]
-    path = folder / f"{len(index)}-{fingerprint([*chosen])[:16]}.npz"
-    if not path.exists():
-        write_npz(path, chosen)
-    return path
-
-
 def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[float]], list[Path]]:
     """The accuracies of each chain by number of labels, and the run directories."""
     import torch
@@ -109,7 +95,7 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
             method, lines = METHODS[name], {}
             for chain, index in labelled.items():
                 if chain[0] == name:
-                    file = labelled_file(experiment.kept / "labelled", pool, index)
+                    file = stored_npz(experiment.kept / "labelled", pool[list(index)])
                     task = f"--data {shlex.quote(str(file))} --seed {chain[2]}"
                     lines[chain] = f"{method.arguments(number, sources)} {chosen[name].setting} {task}"
             distinct = list(dict.fromkeys(lines.values()))  # strategies start from the same images

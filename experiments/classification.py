@@ -1,40 +1,71 @@
-"""The paper's figure of classification: accuracy, NLL and ECE on MNIST against the number of training images.
+"""The paper's figure of classification: accuracy, NLL and ECE against the number of training images.
 
-    python -m experiments.classification --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
+    python -m experiments.classification --scale smoke|laptop|paper [--parts ours published ...] [--cifar10 NAME]
+        [--cifar100 NAME] [--out DIR] [--report FILE.md] [-- --cpus 1]
 
 Two blocks: *as we would run it*, the methods of `experiments.few_shot` with images that are augmented in each step, and
 with the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs,
 no temperature, no prior of the classifier, no augmentation, the published rates, and an ensemble of 10 samples of the
-network. All start from kernels that the VAEs of data/fconv decode and learn from the same images. The figure,
+network. An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There
+the settings are chosen on tasks of 50 images of ten classes of CIFAR-100. All methods start from kernels that the VAEs
+of data/fconv or data/cifar decode, and learn from the same images. The figure,
 `classification.png` and `.pdf`, has means and standard errors over splits, whose seeds are averaged first; values of
 the paper's figure are dashed.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.few_shot import Score, by_split, read_score, tune_experiment
-from experiments.methods import SHAPE
-from experiments.paper import Experiment, mean_text, parse, published, write_report
+from experiments.methods import COLOUR_CONVS, SHAPE, SHAPE_COLOUR
+from experiments.paper import CIFAR, Experiment, mean_text, parse, published, require_files, write_report
+from experiments.subsets import stored_npz
+from models.configs import MODELS
 from runs.errors import one_line_errors
 from runs.log import read_rows
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
 
-TITLES = {"ours": "As we would run it", "published": "As published"}
+TITLES = {
+    "ours": "As we would run it",
+    "published": "As published",
+    "ours-cifar10": "CIFAR-10, as we would run it",
+    "published-cifar10": "CIFAR-10, as published",
+}
 SCORES = {"acc": "test accuracy", "nll": "NLL, nats per image", "ece": "ECE"}
-BNN = f"{SHAPE} --epochs 10000 --ens 10"
 ENSEMBLE = {"acc": "ens[10]_test_acc", "nll": "test_nll", "ece": "ensemble/ece"}
 NETWORK = {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}
-# By name a script, arguments, and the columns of the log with the scores.
-AS_PUBLISHED = {
-    "dwp": ("train-bnn.py", f"{BNN} --net_cfg bayes --prior vae", ENSEMBLE),
-    "loguniform": ("train-bnn.py", f"{BNN} --net_cfg bayes-mtrunca --prior loguniform", ENSEMBLE),
-    "sn": ("train-bnn.py", f"{BNN} --net_cfg bayes --prior sn", ENSEMBLE),
-    "deterministic": ("train-net.py", f"{SHAPE} --epochs 10000", NETWORK),
-}
+
+
+class Target(NamedTuple):
+    """A data set that networks learn.
+
+    data : the option `--data` of the runs as published, where `{cifar10}` stands for the option's value.
+    network : the options of the network and of its VAEs.
+    truncated : the configuration with a truncated variance.
+    """
+
+    data: str
+    network: str
+    truncated: str
+
+
+MNIST = Target("mnist", SHAPE, "bayes-mtrunca")
+CIFAR10 = Target("{cifar10}", SHAPE_COLOUR, "bayes111-mutrunca")
+
+
+def as_published(target: Target) -> dict[str, tuple[str, str, dict[str, str]]]:
+    """By name a script, arguments, and the columns of the log with the scores."""
+    bnn = f"{target.network} --epochs 10000 --ens 10"
+    return {
+        "dwp": ("train-bnn.py", f"{bnn} --net_cfg bayes --prior vae", ENSEMBLE),
+        "loguniform": ("train-bnn.py", f"{bnn} --net_cfg {target.truncated} --prior loguniform", ENSEMBLE),
+        "sn": ("train-bnn.py", f"{bnn} --net_cfg bayes --prior sn", ENSEMBLE),
+        "deterministic": ("train-net.py", f"{target.network} --epochs 10000", NETWORK),
+    }
 
 
 class Ours(NamedTuple):
@@ -44,6 +75,7 @@ class Ours(NamedTuple):
     seeds : of each split.
     methods : names in `experiments.methods`.
     tune_splits, letters : of the tasks that choose their settings.
+    colour : whether images are in colour.
     """
 
     splits: Mapping[int, Sequence[int]]
@@ -51,6 +83,7 @@ class Ours(NamedTuple):
     methods: Sequence[str]
     tune_splits: Sequence[int] = range(100, 106)
     letters: int = 50
+    colour: bool = False
 
 
 class Theirs(NamedTuple):
@@ -58,28 +91,68 @@ class Theirs(NamedTuple):
 
     splits: Mapping[int, Sequence[int]]
     options: str = ""
+    target: Target = MNIST
+
+    @property
+    def colour(self) -> bool:
+        """Whether images are in colour."""
+        return self.target is CIFAR10
 
 
-METHODS = ("dwp-aug", "loguniform-aug", "sn-aug", "gauss-aug", "no-aug", "l2-aug", "frozen-aug")
-SIZES = (50, 100, 200, 500, 1000)
+NAMES = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
+METHODS, COLOUR = ([f"{name}-{kind}" for name in NAMES] for kind in ("aug", "colour"))
+SIZES, COLOUR_SIZES = (50, 100, 200, 500, 1000), (50, 200, 500)
+CLASSES = range(0, 100, 10)  # of CIFAR-100, in the tasks that choose settings: apple, bowl, chair, dolphin, ..., train
 # By scale and part.
 SCALES = {
     "smoke": {"ours": Ours({10: (0, 1)}, (42,), ("frozen-aug", "l2-aug"), (100,), 10)},
     "laptop": {
         "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), METHODS),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
+        "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, colour=True),
     },
     "paper": {
         "ours": Ours(dict.fromkeys(SIZES, range(10)), (42, 43, 44), METHODS),
         "published": Theirs(dict.fromkeys(SIZES, range(10))),
+        "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(10)), (42, 43, 44), COLOUR, colour=True),
+        "published-cifar10": Theirs(dict.fromkeys(COLOUR_SIZES, range(10)), target=CIFAR10),
     },
 }
 Results = dict[str, dict[int, list[Score]]]  # scores of each split by method and number of images
 
 
-def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
-    """The results of methods with their chosen settings, and the run directories. Writes settings.yaml."""
-    sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits)
+def task_file(folder: Path, cifar100: str) -> Path:
+    """An npz file in the folder, written if it does not exist: the images of ten classes of CIFAR-100, by its name.
+
+    Without test images a fifth of the training images is the test part.
+    """
+    import torch
+
+    import utils
+
+    def subset(data: utils.DataSet) -> utils.DataSet:
+        index = torch.isin(data.labels, torch.tensor(CLASSES)).nonzero()[:, 0]
+        return utils.DataSet(data.images[index], torch.bucketize(data.labels[index], torch.tensor(CLASSES)))
+
+    train, test = map(subset, utils.load_data(cifar100, MODELS["cifarnetnew"].image_shape))
+    if not len(test.labels):
+        index = utils.few_shot_split(train.labels, round((1 - utils.TEST_SHARE) * len(train.labels)), 0)
+        rest = torch.ones(len(train.labels), dtype=torch.bool).index_fill(0, index, False)
+        train, test = train[index], train[rest]
+    return stored_npz(folder, train, test)
+
+
+def run_ours(experiment: Experiment, part: Ours, name: str) -> tuple[Results, list[Path]]:
+    """The results of the methods of a part of this name with their chosen settings, and the run directories.
+
+    Writes the settings into a file.
+    """
+    data = {}
+    if part.colour:
+        tasks = task_file(experiment.kept / "tasks", experiment.data["cifar100"])
+        data = {"cifar10": shlex.quote(experiment.data["cifar10"]), "cifar100": shlex.quote(str(tasks))}
+    suffix = name.removeprefix("ours").removeprefix("-")
+    sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits, suffix, data)
     settings = {name: [own.setting] for name, own in chosen.items()}
     results: Results = {name: {} for name in part.methods}
     roots = []
@@ -90,46 +163,47 @@ def run_ours(experiment: Experiment, part: Ours) -> tuple[Results, list[Path]]:
     return results, roots
 
 
-def run_theirs(experiment: Experiment, part: Theirs) -> tuple[Results, list[Path]]:
-    """The results of methods as published, and the run directories."""
-    results: Results = {name: {} for name in AS_PUBLISHED}
+def run_theirs(experiment: Experiment, part: Theirs, name: str) -> tuple[Results, list[Path]]:
+    """The results of the methods of a part of this name as published, and the run directories."""
+    methods = as_published(part.target)
+    results: Results = {method: {} for method in methods}
     roots = []
-    for name, (script, shared, columns) in AS_PUBLISHED.items():
-        more = part.options if script == "train-bnn.py" else ""
+    for method, (script, shared, columns) in methods.items():
+        task = f"{shared} --data {part.target.data} {part.options if script == 'train-bnn.py' else ''}"
         for n, splits in part.splits.items():
-            lines = [f"{shared} {more} --data mnist --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
-            found = experiment.run(f"{name}-{n}", script, lines)
+            lines = [f"{task} --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
+            found = experiment.run(f"{name}-{method}-{n}", script, lines)
             last = [read_rows(root / f"{script}-logs.csv")[-1] for root in found]
-            results[name][n] = [{score: row[column] for score, column in columns.items()} for row in last]
+            results[method][n] = [{score: row[column] for score, column in columns.items()} for row in last]
             roots += found
     return results, roots
 
 
-def published_accuracies(method: str) -> dict[str, float]:
-    """The published accuracies, by the number of images, of a method of `experiments.methods` or AS_PUBLISHED."""
-    name = method.removesuffix("-aug")
-    return published("classification", "mnist", {"l2": "deterministic"}.get(name, name))
+def published_accuracies(method: str, data: str) -> dict[str, float]:
+    """The published accuracies, by the number of images, of a method of `experiments.methods` or `as_published`."""
+    name = method.split("-")[0]
+    return published("classification", data, {"l2": "deterministic"}.get(name, name))
 
 
-def block(results: Results) -> list[list[str]]:
+def block(results: Results, data: str) -> list[list[str]]:
     """A table with its headers: per method and number of images, mean ± std (n) over splits, and published values."""
     rows = [["method", "images", *SCORES.values(), "published accuracy"]]
     for method, by_size in results.items():
-        paper = published_accuracies(method)
+        paper = published_accuracies(method, data)
         for n, splits in by_size.items():
             scores = [mean_text([split[name] for split in splits], 3) for name in SCORES]
             rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
     return rows
 
 
-def panels_of(results: Results, title: str) -> dict[str, list["Curve"]]:
+def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"]]:
     """A panel of the figure for each score, with the published accuracies."""
     from sweeps.plots import Curve
     from sweeps.tables import summary
 
     panels: dict[str, list[Curve]] = {label: [] for label in SCORES.values()}
     for method, by_size in results.items():
-        paper = published_accuracies(method)
+        paper = published_accuracies(method, data)
         for score, label in SCORES.items():
             found = [summary([split[score] for split in own]) for own in by_size.values()]
             errors = [point["std"] / point["n"] ** 0.5 for point in found]
@@ -141,13 +215,16 @@ def panels_of(results: Results, title: str) -> dict[str, list["Curve"]]:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("classification", __doc__, SCALES, argv)
+    experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100"))
+    chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
+    if any(part.colour for part in chosen.values()):
+        require_files([CIFAR / f"{kind}{conv}" for conv in COLOUR_CONVS for kind in ("vae", "conv")])
     tables, panels, roots = {}, {}, []
-    for name in experiment.parts:
-        part = SCALES[experiment.scale][name]
-        results, own = run_ours(experiment, part) if isinstance(part, Ours) else run_theirs(experiment, part)
-        tables[f"{TITLES[name]}:"] = block(results)
-        panels |= panels_of(results, TITLES[name])
+    for name, part in chosen.items():
+        run, data = run_ours if isinstance(part, Ours) else run_theirs, "cifar10" if part.colour else "mnist"
+        results, own = run(experiment, part, name)
+        tables[f"{TITLES[name]}:"] = block(results, data)
+        panels |= panels_of(results, TITLES[name], data)
         roots += own
     from sweeps.plots import plot_panels, save
 

@@ -117,7 +117,7 @@ def published_points(data: str, task: Task, init: str) -> list[tuple[float, floa
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("convergence", __doc__, SCALES, argv)
+    experiment = parse("convergence", __doc__, SCALES, argv, data=("cifar10",))
     roots: list[Path] = []
     panels, tables = {}, {}
     tasks = {data: SCALES[experiment.scale][data] for data in experiment.parts}

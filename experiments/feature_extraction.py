@@ -75,7 +75,7 @@ def accuracies(experiment: Experiment, data: str, init: str, options: str) -> tu
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("feature_extraction", __doc__, SCALES, argv)
+    experiment = parse("feature_extraction", __doc__, SCALES, argv, data=("cifar10",))
     roots: list[Path] = []
     panels, tables = {}, {}
     parts = {data: SCALES[experiment.scale][data] for data in experiment.parts}

@@ -52,12 +52,18 @@ PANELS = {"acc": ("accuracy, points", 100), "nll": ("NLL, nats", 1), "ece": ("EC
 
 
 class Sweeps:
-    """The sweeps of a comparison, with the resources of their trials and the command that continues them."""
+    """The sweeps of a comparison, with the resources of their trials and the command that continues them.
 
-    def __init__(self, resources: Resources, command: str, name: str = "few-shot"):
+    `data` are the data sets, quoted, that `{cifar10}` and `{cifar100}` stand for in METHODS.
+    """
+
+    def __init__(
+        self, resources: Resources, command: str, name: str = "few-shot", data: Mapping[str, str] | None = None
+    ):
         self.name = name
         self.resources = resources
         self.command = command
+        self.data = data or {}
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
@@ -88,7 +94,7 @@ class Sweeps:
         """Train each method with each of its settings on tasks of n images: all splits and seeds. One sweep per script.
 
         Returns the run directories of each method; the seed varies fastest, then the split. Runs for `tuning` by a
-        score, "acc" or "nll", are on letters, and there is None for a run whose loss became infinite or NaN.
+        score, "acc" or "nll", are on the source domain, and there is None for a run whose loss became infinite or NaN.
         """
         tasks = [f"--num_examples {n} --data_split_seed {split} --seed {seed}" for split in splits for seed in seeds]
         found: dict[str, list[Path | None]] = {method: [] for method in settings}
@@ -98,7 +104,8 @@ class Sweeps:
             for method in (method for method in settings if METHODS[method].script == script):
                 row = METHODS[method]
                 fewer = row.predicts_by.tuning if tuning == "acc" else ""
-                more = f"--data {row.tune_data if tuning else 'mnist'} {fewer}".strip()
+                data = (row.tune_data if tuning else row.data).format(**self.data)
+                more = f"--data {data} {fewer}".strip()
                 shared = row.arguments(n, sources)
                 own = [f"{shared} {setting} {task} {more}" for setting in settings[method] for task in tasks]
                 methods, lines = methods + [method] * len(own), lines + own
@@ -156,13 +163,20 @@ def settings_text(chosen: Mapping[str, Chosen]) -> dict[str, Any]:
 
 
 def tune_experiment(
-    experiment: "Experiment", methods: Sequence[str], letters: int, splits: Sequence[int]
+    experiment: "Experiment",
+    methods: Sequence[str],
+    letters: int,
+    splits: Sequence[int],
+    part: str = "",
+    data: Mapping[str, str] | None = None,
 ) -> tuple[Sweeps, dict[str, Chosen]]:
     """The sweeps of an experiment, and for each method the setting with the best accuracy on tasks of that many
-    letters. Writes settings.yaml."""
-    sweeps = Sweeps(experiment.resources, experiment.command, f"{experiment.name}-{experiment.scale}")
+    letters, or images of another source domain. Writes settings.yaml, or settings-<part>.yaml. `data` as in `Sweeps`.
+    """
+    name = "-".join(filter(None, (experiment.name, experiment.scale, part)))
+    sweeps = Sweeps(experiment.resources, experiment.command, name, data)
     chosen = tune(sweeps, methods, letters, splits, "acc")
-    write_yaml(experiment.out / "settings.yaml", settings_text(chosen))
+    write_yaml(experiment.out / f"settings{f'-{part}' if part else ''}.yaml", settings_text(chosen))
     return sweeps, chosen
 
 
@@ -229,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
-    add("--methods", choices=tuple(METHODS), nargs="+", default=list(DEFAULT), help="the first is compared with each")
+    choices = tuple(name for name, row in METHODS.items() if row.data == "mnist")
+    add("--methods", choices=choices, nargs="+", default=list(DEFAULT), help="the first is compared with each")
     help = "folders of vae7x7, vae5x5 and kernels: the methods that use those of data/fconv are also run with these"
     add("--against", type=path_type, nargs="+", default=[], metavar="DIR", help=help)
     splits = number_type(int, 0, 2**32 - 1)

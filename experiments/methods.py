@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from runs.directory import ROOT
 
-FCONV = shlex.quote(str(ROOT / "data" / "fconv"))
+FCONV, CIFAR = (shlex.quote(str(ROOT / "data" / name)) for name in ("fconv", "cifar"))
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
@@ -17,6 +17,12 @@ SHAPE3X3 = (
     f"--model fconv3x3 --hid_dim 32 64 64 --vae_list{f' {FCONV}/vae3x3' * 3} --init_list vae vae vae --eval_freq 0"
 )
 KERNELS3X3 = f"--filters_list{f' {FCONV}/conv3x3/train.npy' * 3}"
+COLOUR_CONVS = ("7x7", "5x5-2", "5x5-3")
+SHAPE_COLOUR = (
+    f"--model cifarnetnew --model_size 0.25 --vae_list {' '.join(f'{CIFAR}/vae{conv}' for conv in COLOUR_CONVS)}"
+    " --init_list vae vae vae --eval_freq 0"
+)
+KERNELS_COLOUR = f"--filters_list {' '.join(f'{CIFAR}/conv{conv}/train.npy' for conv in COLOUR_CONVS)}"
 BATCH = 256  # images, the default of the scripts
 SAMPLES = 30  # of a predictive distribution
 BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --lr_var 0.06 --kl_kernels 1024"
@@ -53,12 +59,16 @@ class Method(NamedTuple):
     """A method of the comparison.
 
     script : name of the script.
-    shared : the arguments of all trials; `{flow7x7}` and so on stand for the run directories of SOURCES.
+    shared : the arguments of all trials.
     settings : further arguments to choose from.
     prediction : a name in PREDICTIONS.
     ensemble : whether an ensemble of networks with different seeds is reported as well.
-    tune_data : the data set of the tasks that choose the setting.
+    data : the data set of the reported tasks.
+    tune_data : that of the tasks that choose the setting.
     epochs : of a training on one batch of images.
+
+    In `shared`, `{flow7x7}` and so on stand for the run directories of SOURCES. In `data` and `tune_data`, `{cifar10}`
+    stands for CIFAR-10, and `{cifar100}` for tasks of CIFAR-100.
     """
 
     script: str
@@ -66,6 +76,7 @@ class Method(NamedTuple):
     settings: Sequence[str]
     prediction: str
     ensemble: bool = False
+    data: str = "mnist"
     tune_data: str = "not-mnist"
     epochs: int = 300
 
@@ -183,10 +194,16 @@ def with_init(method: Method, init: str, more: str = "") -> Method:
     return method._replace(shared=f"{shared} {more}".strip())
 
 
+def with_network(method: Method, shape: str, kernels: str) -> Method:
+    """The method on another network, given by the options of the network and its VAEs, and of its source kernels."""
+    return method._replace(shared=method.shared.replace(SHAPE, shape).replace(KERNELS, kernels))
+
+
 # On a network of three convs of 3x3 kernels.
-for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2"):
-    shared = METHODS[name].shared.replace(SHAPE, SHAPE3X3).replace(KERNELS, KERNELS3X3)
-    METHODS[f"{name}-3x3"] = METHODS[name]._replace(shared=shared)
+METHODS |= {
+    f"{name}-3x3": with_network(METHODS[name], SHAPE3X3, KERNELS3X3)
+    for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "l2")
+}
 # With the codes of the initial kernels spread evenly.
 METHODS |= {f"{name}-qmc": with_init(METHODS[name], "vae-qmc") for name in ("dwp", "frozen")}
 # From Xavier's kernels.
@@ -199,3 +216,8 @@ for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", 
 # The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
 METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug")}
 METHODS["l2-aug-filters"] = with_init(METHODS["l2-aug"], "filters", KERNELS)
+# On colour images, which are cropped and flipped at random: CIFAR-10, under VAEs of CIFAR-100's kernels.
+for name in ("dwp", "frozen", "no", "sn", "gauss", "loguniform", "l2"):
+    method = with_network(METHODS[name], SHAPE_COLOUR, KERNELS_COLOUR)
+    shared = f"{method.shared} --aug 1"
+    METHODS[f"{name}-colour"] = method._replace(shared=shared, data="{cifar10}", tune_data="{cifar100}")

@@ -27,10 +27,15 @@ FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
 CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")
 # The paper's names of initializations, and those of the option init_list.
 INITS = {"dwp": "vae", "filters": "filters", "xavier": "xavier"}
+# Options that name data sets: title and default.
+DATA = {"cifar10": ("CIFAR-10", "cifar"), "cifar100": ("CIFAR-100", "cifar100")}
 
 
 class Experiment(NamedTuple):
-    """A command's name and scale, the parts that it runs, the folder and the report that it writes, and its trials."""
+    """A command's name and scale, the parts that it runs, the folder and the report that it writes, and its trials.
+
+    `data` has the values of the options that name data sets, "cifar10" and so on.
+    """
 
     name: str
     scale: str
@@ -39,7 +44,7 @@ class Experiment(NamedTuple):
     report: str
     resources: Resources
     command: str
-    cifar10: str
+    data: Mapping[str, str]
 
     @property
     def kept(self) -> Path:
@@ -49,18 +54,23 @@ class Experiment(NamedTuple):
     def run(self, part: str, script: str, lines: Sequence[str]) -> list[Path]:
         """The run directories of trials of a script, given by their arguments, as the sweep `<name>-<scale>-<part>`.
 
-        `{cifar10}` in the arguments stands for the option's value.
+        `{cifar10}` and so on in the arguments stand for the options' values.
         """
-        lines = [line.replace("{cifar10}", shlex.quote(self.cifar10)) for line in lines]
+        for option, value in self.data.items():
+            lines = [line.replace(f"{{{option}}}", shlex.quote(value)) for line in lines]
         return train_lines(f"{self.name}-{self.scale}-{part}", script, lines, self.resources, self.command)
 
 
 def parse(
-    name: str, description: str, scales: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None
+    name: str,
+    description: str,
+    scales: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None,
+    data: Sequence[str] = (),
 ) -> Experiment:
     """The experiment that a command line asks for. After `--` come the options of sweeps. Raises UserError.
 
-    `scales` has the parts of each scale by name.
+    `scales` has the parts of each scale by name, `data` the options that name data sets: keys of DATA.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     own, sweep_words = split_command(argv)
@@ -71,9 +81,10 @@ def parse(
     parser.add_argument("--out", type=Path, help=f"folder of the results, by default $DWP_PATH/{name}-<scale>")
     help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables of these parts"
     parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
-    if "{cifar10}" in repr(scales):
-        help = "CIFAR-10: the name of the data set, or an npz file with MedMNIST's layout"
-        parser.add_argument("--cifar10", type=data_type, metavar="NAME", default="cifar", help=help)
+    for option in data:
+        title, default = DATA[option]
+        help = f"{title}: the name of the data set, or an npz file with MedMNIST's layout"
+        parser.add_argument(f"--{option}", type=data_type, metavar="NAME", default=default, help=help)
     args = parser.parse_args(own)
     out, resources = (args.out or dwp_path() / f"{name}-{args.scale}").absolute(), parse_resources(sweep_words)
     require_packages(name, "ray")
@@ -86,7 +97,14 @@ def parse(
         if not out.is_relative_to(Path(args.report).parent):
             raise UserError(f"--out {out}: expected a folder below that of {args.report}, which shows the figure")
     command = f"python -m experiments.{name} {shlex.join(argv)}"
-    return Experiment(name, args.scale, chosen, out, args.report, resources, command, vars(args).get("cifar10", ""))
+    named = {option: getattr(args, option) for option in data}
+    return Experiment(name, args.scale, chosen, out, args.report, resources, command, named)
+
+
+def require_files(files: Sequence[Path]) -> None:
+    """Raises UserError where a file that a part needs does not exist."""
+    if missing := [file for file in files if not file.exists()]:
+        raise UserError(f"--parts: found no {missing[0]}, which a part needs; expected it, or the other --parts alone")
 
 
 def init_options(init: str, convs: Sequence[str]) -> str:
@@ -97,8 +115,7 @@ def init_options(init: str, convs: Sequence[str]) -> str:
     name, folder = INITS[init], CIFAR if convs == CIFARNET else FCONV
     form = {"vae": "vae{}", "filters": "conv{}/train.npy", "xavier": ""}[name]
     files = [folder / form.format(conv) for conv in convs] if form else []
-    if missing := [file for file in files if not file.exists()]:
-        raise UserError(f"--parts: found no {missing[0]}, which a part needs; expected it, or the other --parts alone")
+    require_files(files)
     listed = f" --{name}_list {shlex.join(map(str, files))}" if files else ""
     return f"--init_list {' '.join([name] * len(convs))}{listed}"
 

@@ -21,3 +21,14 @@ def write_npz(path: Path, train: "DataSet", test: "DataSet | None" = None) -> No
             arrays[f"{part}_labels"] = data.labels.numpy()
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
+
+
+def stored_npz(folder: Path, train: "DataSet", test: "DataSet | None" = None) -> Path:
+    """An npz file as of `write_npz`, named by the number of images to learn from and by the content of all; written if
+    it does not exist."""
+    from runs.checkpoint import fingerprint
+
+    path = folder / f"{len(train.labels)}-{fingerprint([*train, *(test or ())])[:16]}.npz"
+    if not path.exists():
+        write_npz(path, train, test)
+    return path

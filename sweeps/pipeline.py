@@ -1,6 +1,6 @@
 """Train source networks, extract their kernels, train VAEs on the kernels, and train Bayesian networks under the VAEs.
 
-    python -m sweeps.pipeline --scale smoke|laptop|paper [--source DATA] [--out DIR] [-- --cpus 2 ...]
+    python -m sweeps.pipeline --scale smoke|laptop|cifar|paper [--source DATA] [--out DIR] [-- --cpus 2 ...]
 
 sweeps/scales.py has the arguments of every stage. Networks and VAEs are trained by sweeps; the options after `--` are
 theirs: --cpus, --gpus, --retries and --address of `python -m sweeps`. A stage is skipped if its stamp in DIR/stages has
@@ -195,6 +195,8 @@ def run_pipeline(context: Context, scale: Scale, source: str) -> None:
     arguments = ["--kernels", str(scale.figure_kernels), "--samples", str(scale.figure_samples)]
     make = functools.partial(write_figures, out / "figures", scale, convs, vaes)
     run_stage(out, "figures", arguments, [*priors, *kernels], make)
+    if not results:  # the scale has no Bayesian networks
+        return
     by, roots = scale.by.split(), list(dict.fromkeys(file.parent for file in results))
     make = functools.partial(collect, roots, by, out / "results", html=True)
     run_stage(out, "results", ["--by", *by, "--html", "--out", str(out / "results")], results, make)
@@ -206,14 +208,16 @@ def main(argv: list[str] | None = None) -> None:
     own, sweep_words = split_command(argv)
     parser = Parser(__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True, help="which arguments the stages have")
-    help = "data set of the source networks and of the ranking of VAEs: a name, an npz file or a folder"
-    parser.add_argument("--source", type=data_type, default="not-mnist", metavar="DATA", help=help)
+    help = "data set of the source networks and of the ranking of VAEs: a name, an npz file or a folder; by default "
+    help += "not-mnist, at scale cifar cifar100"
+    parser.add_argument("--source", type=data_type, metavar="DATA", help=help)
     parser.add_argument("--out", type=Path, help="folder for all but the runs, by default $DWP_PATH/pipeline/<scale>")
     args = parser.parse_args(own)
     resources = parse_resources(sweep_words)
     require_packages("pipeline", "ray", "pandas", "pyarrow")
     scale, out = SCALES[args.scale], (args.out or dwp_path() / "pipeline" / args.scale).absolute()
-    hashes = check_data(scale, args.source)
+    source = args.source or scale.source
+    hashes = check_data(scale, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", timeout=0).acquire()
@@ -226,8 +230,8 @@ def main(argv: list[str] | None = None) -> None:
         if stamp.exists() and read_yaml(stamp) != hashes:  # data do not identify a trial
             raise UserError(f"--source: found other images than those of {stamp}, expected a new --out and DWP_PATH")
         write_yaml(stamp, hashes)
-        run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale, args.source)
-    print(f"all results are in {out}: figures/, results/page.html")
+        run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale, source)
+    print(f"all results are in {out}")
 
 
 if __name__ == "__main__":

@@ -36,11 +36,12 @@ class Scale(NamedTuple):
 
     nets: dict[str, Sweep]  # sweeps of train-net.py by name
     kernels: dict[str, Kernels]  # by name: "5x5" are those of all convs of this size, "5x5-2" those of conv 2
-    bnns: dict[str, Sweep]  # sweeps of train-bnn.py by name
+    bnns: Mapping[str, Sweep] = {}  # sweeps of train-bnn.py by name
     rankings: Mapping[str, Ranking] = {}  # by name; the first VAE of kernels that no ranking has is taken
     by: str = "num_examples prior_list"  # the arguments of train-bnn.py by which the results are grouped
     figure_kernels: int = 1000  # at most, in the VAE's figures
     figure_samples: int = 10  # estimates of each KL there
+    source: str = "not-mnist"  # data set of the source networks, unless another is named
 
 
 def filled(shared: str, places: Mapping[str, str]) -> list[str]:
@@ -54,6 +55,7 @@ VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 
 SEEDS = "--seed 1..5"  # of VAEs that are ranked
 RANKING = "--data {source} --num_examples 50 --classifier_lamb 3"
 LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
+COLOUR_VAE = f"--var train {LAPTOP_VAE}"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 # The settings that experiments.few_shot chose for each prior, with augmented images (RESULTS.md).
@@ -68,6 +70,9 @@ FEW_TASKS = "--num_examples 50 100 --data_split_seed 0..4"
 SMOKE_BNN = f"{BNN} --data {{source}} --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
 SMOKE_RANKING = "--data {source} --num_examples 20 --hid_dim 3 4 --classifier_lamb 3"
 LAPTOP_NET = "--bs 32 --lr 0.002 --precision auto --epochs 22 --eval_freq 0"
+COLOUR_NET = "--data {source} --net_cfg vanilla --model_size 0.25 --l2 0.001 --bs 64 --lr 0.002 --precision auto"
+COLOUR_NET += " --epochs 26 --eval_freq 0"
+COLOUR_RANKING = "--data {source} --model cifarnetnew --model_size 0.25 --num_examples 500 --classifier_lamb 3"
 LAPTOP_BNN = f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128"
 PAPER_BNN = f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100"
 
@@ -116,6 +121,29 @@ SCALES = {
             prior: Sweep(FEW_TASKS, f"{LAPTOP_BNN} --prior_list {prior} {prior} {chosen}")
             for prior, chosen in CHOSEN.items()
         },
+    ),
+    # The kernels and VAEs of data/cifar; its README gives the reasons for these arguments.
+    "cifar": Scale(
+        nets={
+            "cifarnetnew": Sweep("--seed 1..12", f"{COLOUR_NET} --model cifarnetnew"),
+            "cifarnet": Sweep("--seed 1", f"{COLOUR_NET} --model cifarnet"),
+        },
+        kernels={
+            "7x7": Kernels(
+                ["cifarnetnew"], 0.1, f"--hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 {COLOUR_VAE}", SEEDS
+            ),
+            **{
+                f"5x5-{conv}": Kernels(
+                    ["cifarnetnew" if conv < 4 else "cifarnet"],
+                    0.05,
+                    f"--hidden_dim 16 --z_dim 4 --num_epochs 30 --batch_size 128 {COLOUR_VAE}",
+                    SEEDS if conv < 4 else "--seed 1",
+                )
+                for conv in (2, 3, 4)
+            },
+        },
+        rankings={"cifarnetnew": Ranking(["7x7", "5x5-2", "5x5-3"], COLOUR_RANKING)},
+        source="cifar100",
     ),
     # The paper's networks, VAEs and epochs.
     "paper": Scale(

@@ -38,12 +38,12 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
         folder.mkdir()
         (folder / "train.npy").symlink_to(small_inputs / f"filters{k}.npy")
 
-    def run(module, parts):
+    def run(module, parts, *options):
         name = module.__name__.split(".")[-1]
         monkeypatch.setitem(module.SCALES, "smoke", parts(small))
         report = sandbox / "report.md"
         report.write_text(REPORT.format(name))
-        module.main(["--scale", "smoke", "--out", str(sandbox / "out"), "--report", str(report)])
+        module.main(["--scale", "smoke", "--out", str(sandbox / "out"), "--report", str(report), *options])
         assert (sandbox / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (sandbox / "out" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         text = report.read_text()

@@ -228,14 +228,16 @@ def test_every_method_has_the_same_budget_and_valid_settings(script):
     assert len({len(method.settings) for method in few_shot.METHODS.values()}) == 1
     whole = [method for method in few_shot.METHODS.values() if "--rfe 1" not in method.shared]
     assert all(method.epochs == 300 for method in whole)
+    data = {"cifar10": "cifar", "cifar100": "cifar100"}
     assert [whole[0].epochs_of(n) for n in (50, 256, 257, 500, 1000)] == [300, 300, 150, 150, 75]
     for method in few_shot.METHODS.values():
         assert len(set(method.settings)) == len(method.settings) and method.prediction in PREDICTIONS
         for setting in method.settings:
             shared = method.shared.format(**dict.fromkeys(SOURCES, "x"))
             line, prediction = f"{shared} {setting} --num_examples 50", PREDICTIONS[method.prediction]
-            args = script(method.script).parse(f"{line} --data mnist".split())
-            tuning = script(method.script).parse(f"{line} --data not-mnist {prediction.tuning}".split())
+            args = script(method.script).parse(f"{line} --data {method.data}".format(**data).split())
+            tuned = f"{line} --data {method.tune_data} {prediction.tuning}"
+            tuning = script(method.script).parse(tuned.format(**data).split())
             if method.prediction in ("draws", "dropout"):
                 samples = [getattr(found, "draws", None) or found.ens for found in (args, tuning)]
                 assert samples == [prediction.samples, prediction.samples / 3]

@@ -6,6 +6,7 @@ import pytest
 from experiments import active, classification, convergence, feature_extraction, few_shot, paper, training, uncertainty
 from experiments.methods import Method
 from runs.errors import UserError
+from runs.files import read_yaml
 from tests.conftest import network_argv
 from tests.experiments.conftest import REPORT, mean_and_std
 
@@ -57,7 +58,8 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     }
     monkeypatch.setattr(few_shot, "METHODS", methods)
     bnn = " ".join([*network_argv(small_inputs, "fconv", "bayes", "vae")[2:], "--ens 10"])
-    monkeypatch.setattr(classification, "AS_PUBLISHED", {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)})
+    published = {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)}
+    monkeypatch.setattr(classification, "as_published", lambda target: published)
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
     parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
     rows, logs = run_experiment(classification, lambda small: parts)
@@ -76,6 +78,39 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
         assert mean_and_std(row[3]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
     own = np.array([log[-1]["ens[10]_test_acc"] for log in bnns])
     assert mean_and_std(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
+
+
+def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, monkeypatch):
+    """Settings are chosen on ten classes of CIFAR-100; its npz without a test part gives a fifth of their images."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for name, classes, parts in (("cifar10", 10, ("train", "test")), ("cifar100", 100, ("train",))):
+        arrays = {}
+        for part in parts:
+            labels = np.repeat(np.arange(classes), 10)
+            images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+            images[:, 0, 0, 0] = labels
+            arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+        files[name] = sandbox / f"{name}.npz"
+        np.savez(files[name], **arrays)
+    shape = " ".join(network_argv(small_inputs, "cifarnetnew", "vanilla", "vae")[2:])
+    own = Method("train-net.py", shape, ["--lr 1e-9", "--lr 0.1"], "network", data="{cifar10}", tune_data="{cifar100}")
+    monkeypatch.setattr(few_shot, "METHODS", {"l2-colour": own._replace(epochs=2)})
+    monkeypatch.setattr(classification, "require_files", lambda files: None)
+    part = classification.Ours({50: (0, 1)}, (1, 2), ["l2-colour"], (7,), 20, colour=True)
+    options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    rows, logs = run_experiment(classification, lambda small: {"ours-cifar10": part}, *options)
+    assert rows[1][:2] == ["l2-colour", "50"] and len(logs) == 2 + 4
+    by_split = np.reshape([log[-1]["test_nll"] for log in logs[2:]], (2, 2)).mean(1)
+    assert mean_and_std(rows[1][3]) == pytest.approx([by_split.mean(), by_split.std(ddof=1)], abs=6e-4)
+    assert (sandbox / "out" / "settings-cifar10.yaml").exists()
+    (tasks,) = (sandbox / "logs" / "classification-smoke" / "tasks").glob("80-*.npz")
+    runs = [read_yaml(path)["data"] for path in sorted(sandbox.glob("logs/*/runs/*/params.yaml"))]
+    assert runs == [str(tasks)] * 2 + [str(files["cifar10"])] * 4
+    with np.load(tasks) as found:
+        for name, n in (("train", 8), ("test", 2)):
+            images, labels = found[f"{name}_images"], found[f"{name}_labels"]
+            assert np.array_equal(np.bincount(labels), [n] * 10) and np.array_equal(images[:, 0, 0, 0], 10 * labels)
 
 
 FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
@@ -98,6 +133,8 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         (sandbox / "cifar" / file).parent.mkdir(parents=True)
         (sandbox / "cifar" / file).touch()
     monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
+    monkeypatch.setattr(classification, "CIFAR", sandbox / "cifar")
+    monkeypatch.setattr(classification, "task_file", lambda folder, name: sandbox / "tasks.npz")
     with pytest.raises(InterruptedError):
         module.main(["--scale", scale, "--parts", part])
 
@@ -109,9 +146,10 @@ def test_a_part_of_another_scale(sandbox, capsys):
     assert stop.value.code == 2 and "--parts: found cifar10, expected of mnist-vae, mnist at this scale" in err
 
 
-@pytest.mark.parametrize("module", [convergence, feature_extraction])
+@pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
 def test_a_missing_vae_is_named_before_the_first_run(module, sandbox, monkeypatch, capsys):
-    monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
+    for own in (paper, classification):
+        monkeypatch.setattr(own, "CIFAR", sandbox / "cifar")
     monkeypatch.setattr(training, "run_sweep", None)
     with pytest.raises(SystemExit) as stop:
         module.main(["--scale", "laptop"])

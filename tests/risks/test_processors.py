@@ -59,23 +59,25 @@ def test_a_torch_that_reports_no_capabilities(name, monkeypatch, small_run, refu
     assert "--precision" in refusal(file, [*argv, "--device", "cpu", "--precision", "bf16"])
 
 
-def laptop_arguments():
-    """(script, arguments) of every training at the scale "laptop"."""
-    scale = SCALES["laptop"]
-    for file, sweeps in (("train-net.py", scale.nets), ("train-bnn.py", scale.bnns)):
-        for name, (grid, shared) in sweeps.items():
-            yield pytest.param(file, grid, shared, id=f"{file}-{name}")
-    for name, kernels in scale.kernels.items():
-        shared = f"{kernels.vae} --kernel_dim {name[0]} --data_dir x"
-        yield pytest.param("train-vae.py", "", shared, id=f"train-vae.py-{name}")
+def small_arguments():
+    """(script, arguments) of every training at the scales that a laptop runs."""
+    for scale in (SCALES["laptop"], SCALES["cifar"]):
+        for file, sweeps in (("train-net.py", scale.nets), ("train-bnn.py", scale.bnns)):
+            for name, (grid, shared) in sweeps.items():
+                yield pytest.param(file, grid, shared, id=f"{file}-{name}")
+        for name, ranking in scale.rankings.items():
+            yield pytest.param("train-net.py", "", ranking.network, id=f"rank-{name}")
+        for name, kernels in scale.kernels.items():
+            shared = f"{kernels.vae} --kernel_dim {name[0]} --data_dir x"
+            yield pytest.param("train-vae.py", "", shared, id=f"train-vae.py-{name}")
 
 
-def test_all_scripts_train_at_the_scale_laptop():
-    assert {argument.values[0] for argument in laptop_arguments()} == set(SCRIPTS)
+def test_all_scripts_train_at_the_small_scales():
+    assert {argument.values[0] for argument in small_arguments()} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("file, grid, shared", list(laptop_arguments()))
-def test_the_scale_laptop_runs_on_every_processor(file, grid, shared, script):
+@pytest.mark.parametrize("file, grid, shared", list(small_arguments()))
+def test_the_small_scales_run_on_every_processor(file, grid, shared, script):
     """It asks for bfloat16 only where that is native."""
     assert "bf16" not in shlex.split(grid)
     words = filled(shared, {"source": "mnist", "vae7x7": "x", "vae5x5": "x"})
