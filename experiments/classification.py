@@ -100,19 +100,19 @@ class Theirs(NamedTuple):
 
 
 NAMES = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
-METHODS, COLOUR = ([f"{name}-{kind}" for name in NAMES] for kind in ("aug", "colour"))
+GREY, COLOUR = ([f"{name}-{kind}" for name in NAMES] for kind in ("aug", "colour"))
 SIZES, COLOUR_SIZES = (50, 100, 200, 500, 1000), (50, 200, 500)
 CLASSES = range(0, 100, 10)  # of CIFAR-100, in the tasks that choose settings: apple, bowl, chair, dolphin, ..., train
 # By scale and part.
 SCALES = {
     "smoke": {"ours": Ours({10: (0, 1)}, (42,), ("frozen-aug", "l2-aug"), (100,), 10)},
     "laptop": {
-        "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), METHODS),
+        "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), GREY),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
         "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, colour=True),
     },
     "paper": {
-        "ours": Ours(dict.fromkeys(SIZES, range(10)), (42, 43, 44), METHODS),
+        "ours": Ours(dict.fromkeys(SIZES, range(10)), (42, 43, 44), GREY),
         "published": Theirs(dict.fromkeys(SIZES, range(10))),
         "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(10)), (42, 43, 44), COLOUR, colour=True),
         "published-cifar10": Theirs(dict.fromkeys(COLOUR_SIZES, range(10)), target=CIFAR10),
@@ -158,7 +158,7 @@ def run_ours(experiment: Experiment, part: Ours, name: str) -> tuple[Results, li
     roots = []
     for n, splits in part.splits.items():
         for name, found in sweeps.train(str(n), settings, n, splits, part.seeds).items():
-            results[name][n] = by_split([read_score(name, root) for root in found], len(splits))
+            results[name][n] = by_split([read_score(sweeps.methods[name], root) for root in found], len(splits))
             roots += found
     return results, roots
 

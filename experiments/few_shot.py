@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.methods import DEFAULT, METHODS, SOURCES, with_kernels
+from experiments.methods import DEFAULT, METHODS, SOURCES, Method, with_kernels
 from experiments.predictions import ensemble, predict_run
 from experiments.training import train_lines
 from runs.directory import dwp_path
@@ -54,16 +54,23 @@ PANELS = {"acc": ("accuracy, points", 100), "nll": ("NLL, nats", 1), "ece": ("EC
 class Sweeps:
     """The sweeps of a comparison, with the resources of their trials and the command that continues them.
 
-    `data` are the data sets, quoted, that `{cifar10}` and `{cifar100}` stand for in METHODS.
+    `data` are the data sets, quoted, that `{cifar10}` and `{cifar100}` stand for in the methods. `methods` has those to
+    compare by name, METHODS by default.
     """
 
     def __init__(
-        self, resources: Resources, command: str, name: str = "few-shot", data: Mapping[str, str] | None = None
+        self,
+        resources: Resources,
+        command: str,
+        name: str = "few-shot",
+        data: Mapping[str, str] | None = None,
+        methods: Mapping[str, Method] | None = None,
     ):
         self.name = name
         self.resources = resources
         self.command = command
         self.data = data or {}
+        self.methods = methods or METHODS
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
@@ -74,7 +81,7 @@ class Sweeps:
         """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""
         found = {}
         for name, (script, template) in SOURCES.items():
-            if any(f"{{{name}}}" in METHODS[method].shared for method in methods):
+            if any(f"{{{name}}}" in self.methods[method].shared for method in methods):
                 line = template.format(data=data)
                 if line not in self.sources:
                     (root,) = self.run(f"{name}-{data}", script, [line])
@@ -99,10 +106,10 @@ class Sweeps:
         tasks = [f"--num_examples {n} --data_split_seed {split} --seed {seed}" for split in splits for seed in seeds]
         found: dict[str, list[Path | None]] = {method: [] for method in settings}
         sources = self.train_sources(list(settings), "not-mnist5-rest" if tuning else "not-mnist")
-        for script in dict.fromkeys(METHODS[method].script for method in settings):
+        for script in dict.fromkeys(self.methods[method].script for method in settings):
             methods, lines = [], []
-            for method in (method for method in settings if METHODS[method].script == script):
-                row = METHODS[method]
+            for method in (method for method in settings if self.methods[method].script == script):
+                row = self.methods[method]
                 fewer = row.predicts_by.tuning if tuning == "acc" else ""
                 data = (row.tune_data if tuning else row.data).format(**self.data)
                 more = f"--data {data} {fewer}".strip()
@@ -115,10 +122,10 @@ class Sweeps:
         return found
 
 
-def read_score(method: str, root: Path) -> Score:
+def read_score(method: Method, root: Path) -> Score:
     """The scores of a finished run by the method's prediction."""
-    last = read_rows(root / f"{METHODS[method].script}-logs.csv")[-1]
-    return {score: last[column] for score, column in METHODS[method].predicts_by.columns.items()}
+    last = read_rows(root / f"{method.script}-logs.csv")[-1]
+    return {score: last[column] for score, column in method.predicts_by.columns.items()}
 
 
 class Chosen(NamedTuple):
@@ -132,29 +139,29 @@ class Chosen(NamedTuple):
     roots: list[Path]
 
 
-def choose(method: str, roots: Sequence[Path | None], by: str) -> Chosen:
-    """The best setting of a method by the mean of the score `by` over the tasks.
+def choose(name: str, method: Method, roots: Sequence[Path | None], by: str) -> Chosen:
+    """The best setting of a method of this name by the mean of the score `by` over the tasks.
 
     `roots` are the runs of each setting on each task; the task varies fastest. Raises UserError where no setting has
     all.
     """
-    settings = METHODS[method].settings
+    settings = method.settings
     tasks, means = len(roots) // len(settings), {}
     runs = {setting: list(roots[i * tasks : (i + 1) * tasks]) for i, setting in enumerate(settings)}
     for setting, own in runs.items():
         means[setting] = mean_scores([read_score(method, root) for root in own]) if all(own) else None
     finished = [setting for setting in settings if means[setting]]
     if not finished:
-        raise UserError(f"--methods: found no setting of {method} whose runs all finished, expected one")
+        raise UserError(f"--methods: found no setting of {name} whose runs all finished, expected one")
     best = (max if by == "acc" else min)(finished, key=lambda setting: means[setting][by])
     return Chosen(best, means, runs[best])
 
 
 def tune(sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str) -> dict[str, Chosen]:
     """For each method the setting that is best on tasks of that many letters."""
-    settings = {method: METHODS[method].settings for method in methods}
+    settings = {name: sweeps.methods[name].settings for name in methods}
     tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=by)
-    return {method: choose(method, roots, by) for method, roots in tuned.items()}
+    return {name: choose(name, sweeps.methods[name], roots, by) for name, roots in tuned.items()}
 
 
 def settings_text(chosen: Mapping[str, Chosen]) -> dict[str, Any]:
@@ -180,8 +187,8 @@ def tune_experiment(
     return sweeps, chosen
 
 
-def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
-    """The scores on MNIST's test images of the mean of the probabilities of a method's networks.
+def ensemble_score(name: str, method: Method, roots: Sequence[Path]) -> Score:
+    """The scores on test images of the mean of the probabilities of the networks of a method of this name.
 
     Their predictions are kept in $DWP_PATH/predictions.
     """
@@ -190,8 +197,8 @@ def ensemble_score(method: str, roots: Sequence[Path]) -> Score:
 
     params = utils.load_network(roots[0])[1]
     test = utils.check_test_data(params, *utils.load_run_data(params))
-    kind, folder = METHODS[method].predicts_by, dwp_path() / "predictions"
-    members = [predict_run(root, kind, {"test": test}, folder / f"{method}-{root.name}.npz") for root in roots]
+    kind, folder = method.predicts_by, dwp_path() / "predictions"
+    members = [predict_run(root, kind, {"test": test}, folder / f"{name}-{root.name}.npz") for root in roots]
     return scores(ensemble(members)["test"].log_p, test.labels)
 
 
@@ -272,40 +279,40 @@ def main(argv: list[str] | None = None) -> None:
         if len(set(getattr(args, option))) < len(getattr(args, option)):
             raise UserError(f"--{option}: found a value twice, expected it once")
     require_packages("few_shot", "ray")
-    named = list(args.methods)
+    methods = {name: METHODS[name] for name in args.methods}
     for folder in args.against:
-        for method in named:
-            other = with_kernels(METHODS[method], folder)
-            if other != METHODS[method]:
-                name = f"{method} of {Path(folder).name}"
-                if name in args.methods:
+        for named in args.methods:
+            other = with_kernels(METHODS[named], folder)
+            if other != METHODS[named]:
+                name = f"{named} of {Path(folder).name}"
+                if name in methods:
                     raise UserError(f"--against: found {name} twice, expected folders of different names")
-                METHODS[name] = other
-                args.methods.append(name)
+                methods[name] = other
     import tabulate
 
     out = (args.out or dwp_path() / f"few-shot-{args.choose_by}").absolute()
-    sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}")
+    sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}", methods=methods)
     settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
     rows: list[dict[str, Any]] = []
     for n in args.num_examples:
         letters = args.tune_examples or n
-        found = tune(sweeps, args.methods, letters, args.tune_splits, args.choose_by)
-        chosen = {method: [own.setting] for method, own in found.items()}
-        for method, own in found.items():
-            settings[f"{n} images, {method}"] = own.setting
-            settings[f"{n} images, {method}, tried"] = own.tried
+        tuned = tune(sweeps, list(methods), letters, args.tune_splits, args.choose_by)
+        chosen = {name: [own.setting] for name, own in tuned.items()}
+        for name, own in tuned.items():
+            settings[f"{n} images, {name}"] = own.setting
+            settings[f"{n} images, {name}, tried"] = own.tried
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
         results = sweeps.train(str(n), chosen, n, args.splits, args.seeds)
         by_method = {
-            method: by_split([read_score(method, root) for root in roots], len(args.splits))
-            for method, roots in results.items()
+            name: by_split([read_score(methods[name], root) for root in roots], len(args.splits))
+            for name, roots in results.items()
         }
-        more = {method: setting for method, setting in chosen.items() if args.ensemble and METHODS[method].ensemble}
+        more = {name: setting for name, setting in chosen.items() if args.ensemble and methods[name].ensemble}
         members = range(args.seeds[0], args.seeds[0] + args.ensemble)
-        for method, roots in sweeps.train(f"{n}-ensembles", more, n, args.splits, members).items():
+        for name, roots in sweeps.train(f"{n}-ensembles", more, n, args.splits, members).items():
             groups = [roots[i : i + args.ensemble] for i in range(0, len(roots), args.ensemble)]
-            by_method[f"ensemble of {args.ensemble}: {method}"] = [ensemble_score(method, group) for group in groups]
+            found = [ensemble_score(name, methods[name], group) for group in groups]
+            by_method[f"ensemble of {args.ensemble}: {name}"] = found
         rows += result_rows(n, by_method)
         write_csv(out / "results.csv", rows)
     plot_differences(rows, out / "differences.png")

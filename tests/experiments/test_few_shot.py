@@ -116,7 +116,7 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
     # The ensemble of both seeds of each split.
     reported = f"{few_shot.METHODS['a'].shared} --epochs 2 {settings['10 images, a']}"
     roots = [root for trial, root in trials.values() if "--data mnist" in trial.label and reported in trial.label]
-    pairs = [few_shot.ensemble_score("a", roots[i : i + 2])["acc"] for i in (0, 2, 4)]
+    pairs = [few_shot.ensemble_score("a", few_shot.METHODS["a"], roots[i : i + 2])["acc"] for i in (0, 2, 4)]
     assert float(rows[2]["acc"]) == pytest.approx(np.mean(pairs))
 
 
@@ -137,7 +137,6 @@ def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
         raise InterruptedError
 
     monkeypatch.setattr(training, "run_sweep", run_sweep)
-    monkeypatch.setattr(few_shot, "METHODS", dict(few_shot.METHODS))
     monkeypatch.setattr(few_shot.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
     folders = [str(tmp_path / "a b"), f"{ROOT}/data/fconv-c"]  # one starts with the path of data/fconv
     argv = ["--num_examples", "50", "--methods", "frozen", "narrow", "frozen-xavier", "--against"]
@@ -161,26 +160,25 @@ def test_whether_other_vaes_are_used(method, uses):
 
 
 @pytest.mark.parametrize("file, prediction", [("train-net.py", "network"), ("train-bnn.py", "draws")])
-def test_one_network_is_an_ensemble(file, prediction, small_inputs, script, monkeypatch):
+def test_one_network_is_an_ensemble(file, prediction, small_inputs, script):
     """Its scores are those of its log."""
     argv = network_argv(small_inputs, "fconv", "vanilla" if prediction == "network" else "bayes", "vae")
     argv += [] if prediction == "network" else ["--draws", "30", "--logvarinit", "-6"]
-    monkeypatch.setattr(few_shot, "METHODS", {"a": Method(file, "", [], prediction)})
-    root = script(file).main(argv).root
-    found = few_shot.ensemble_score("a", [root])
+    root, method = script(file).main(argv).root, Method(file, "", [], prediction)
+    found = few_shot.ensemble_score("a", method, [root])
     del found["brier"]
-    assert found == pytest.approx(few_shot.read_score("a", root), rel=1e-5)
+    assert found == pytest.approx(few_shot.read_score(method, root), rel=1e-5)
 
 
-def test_draws_of_dropout(small_inputs, script, monkeypatch):
+def test_draws_of_dropout(small_inputs, script):
     """Without dropout every draw is the network; with dropout the ensemble of its draws is another prediction."""
-    monkeypatch.setattr(few_shot, "METHODS", {"a": Method("train-net.py", "", [], "dropout")})
+    method = Method("train-net.py", "", [], "dropout")
     for p, same in (("0", True), ("0.5", False)):
         argv = [*network_argv(small_inputs, "fconv", "vanilla-do", "vae"), "--do", p, p, "--ens", "20"]
         root = script("train-net.py").main(argv).root
         last = read_rows(root / "train-net.py-logs.csv")[-1]
         assert (last["draws/nll"] == pytest.approx(last["test_nll"], rel=1e-5)) == same
-        found = few_shot.ensemble_score("a", [root])["nll"]
+        found = few_shot.ensemble_score("a", method, [root])["nll"]
         assert found == pytest.approx(last["draws/nll"], rel=1e-5 if same else 0.1)
         assert (found == pytest.approx(last["test_nll"], rel=1e-5)) == same
 
