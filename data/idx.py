@@ -15,10 +15,10 @@ Part = tuple[np.ndarray, np.ndarray]  # images (n, channels, height, width) of u
 
 
 def of_classes(part: Part, classes: range) -> Part:
-    """The images of these classes, relabelled from 0."""
+    """The images of these classes, relabelled 0, 1, ..."""
     images, labels = part
     chosen = np.isin(labels, classes)
-    return images[chosen], labels[chosen] - classes.start
+    return images[chosen], (labels[chosen] - classes.start) // classes.step
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

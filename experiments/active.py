@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.few_shot import tune_experiment
-from experiments.methods import METHODS
 from experiments.paper import Experiment, difference_text, mean_curve, mean_text, parse, write_report
 from experiments.predictions import Predictions, predict_run
 from experiments.subsets import stored_npz
@@ -92,7 +91,7 @@ def run_chains(experiment: Experiment, part: Part) -> tuple[dict[Chain, list[flo
     found: list[Path] = []
     for number, following in zip(part.numbers, [*part.numbers[1:], None], strict=True):
         for name in part.methods:
-            method, lines = METHODS[name], {}
+            method, lines = sweeps.methods[name], {}
             for chain, index in labelled.items():
                 if chain[0] == name:
                     file = stored_npz(experiment.kept / "labelled", pool[list(index)])
@@ -143,10 +142,7 @@ def main(argv: list[str] | None = None) -> None:
                 mean_curve(strategy.replace("_", " "), list(part.numbers), list(own))
                 for strategy, own in values.items()
             ]
-    from sweeps.plots import plot_panels, save
-
-    save(plot_panels(panels, "labels", bands=True), experiment.out / "active.png", vector=True)
-    write_report(experiment, tables, roots)
+    write_report(experiment, tables, roots, panels, "labels", bands=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Two blocks: *as we would run it*, the methods of `experiments.few_shot` with ima
 with the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs,
 no temperature, no prior of the classifier, no augmentation, the published rates, and an ensemble of 10 samples of the
 network. An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There
-the settings are chosen on tasks of 50 images of ten classes of CIFAR-100. All methods start from kernels that the VAEs
-of data/fconv or data/cifar decode, and learn from the same images. The figure,
+the settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
+learnt too. All methods start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same
+images. A report has the parts of one command. The figure,
 `classification.png` and `.pdf`, has means and standard errors over splits, whose seeds are averaged first; values of
 the paper's figure are dashed.
 """
@@ -18,53 +19,56 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from data.idx import of_classes
 from experiments.few_shot import Score, by_split, read_score, tune_experiment
-from experiments.methods import COLOUR_CONVS, SHAPE, SHAPE_COLOUR
+from experiments.methods import CIFARNETNEW, CLASSIFICATION, PREDICTIONS, SHAPE, SHAPE_COLOUR
 from experiments.paper import CIFAR, Experiment, mean_text, parse, published, require_files, write_report
 from experiments.subsets import stored_npz
 from models.configs import MODELS
-from runs.errors import one_line_errors
+from runs.errors import UserError, one_line_errors
 from runs.log import read_rows
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
+    from utils import DataSet
 
 TITLES = {
     "ours": "As we would run it",
     "published": "As published",
-    "ours-cifar10": "CIFAR-10, as we would run it",
-    "published-cifar10": "CIFAR-10, as published",
+    "ours-cifar10": "As we would run it, CIFAR-10",
+    "published-cifar10": "As published, CIFAR-10",
 }
 SCORES = {"acc": "test accuracy", "nll": "NLL, nats per image", "ece": "ECE"}
 ENSEMBLE = {"acc": "ens[10]_test_acc", "nll": "test_nll", "ece": "ensemble/ece"}
-NETWORK = {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}
 
 
 class Target(NamedTuple):
     """A data set that networks learn.
 
+    name : in the published values.
     data : the option `--data` of the runs as published, where `{cifar10}` stands for the option's value.
     network : the options of the network and of its VAEs.
     truncated : the configuration with a truncated variance.
     """
 
+    name: str
     data: str
     network: str
     truncated: str
 
 
-MNIST = Target("mnist", SHAPE, "bayes-mtrunca")
-CIFAR10 = Target("{cifar10}", SHAPE_COLOUR, "bayes111-mutrunca")
+MNIST = Target("mnist", "mnist", SHAPE, "bayes-mtrunca")
+CIFAR10 = Target("cifar10", "{cifar10}", SHAPE_COLOUR, "bayes111-mutrunca")
 
 
-def as_published(target: Target) -> dict[str, tuple[str, str, dict[str, str]]]:
+def as_published(target: Target) -> dict[str, tuple[str, str, Mapping[str, str]]]:
     """By name a script, arguments, and the columns of the log with the scores."""
     bnn = f"{target.network} --epochs 10000 --ens 10"
     return {
         "dwp": ("train-bnn.py", f"{bnn} --net_cfg bayes --prior vae", ENSEMBLE),
         "loguniform": ("train-bnn.py", f"{bnn} --net_cfg {target.truncated} --prior loguniform", ENSEMBLE),
         "sn": ("train-bnn.py", f"{bnn} --net_cfg bayes --prior sn", ENSEMBLE),
-        "deterministic": ("train-net.py", f"{target.network} --epochs 10000", NETWORK),
+        "deterministic": ("train-net.py", f"{target.network} --epochs 10000", PREDICTIONS["network"].columns),
     }
 
 
@@ -74,8 +78,8 @@ class Ours(NamedTuple):
     splits : by the number of images.
     seeds : of each split.
     methods : names in `experiments.methods`.
-    tune_splits, letters : of the tasks that choose their settings.
-    colour : whether images are in colour.
+    tune_splits, letters : of the tasks that choose their settings; for CIFAR-10 these are images of CIFAR-100.
+    target : what the networks learn.
     """
 
     splits: Mapping[int, Sequence[int]]
@@ -83,7 +87,7 @@ class Ours(NamedTuple):
     methods: Sequence[str]
     tune_splits: Sequence[int] = range(100, 106)
     letters: int = 50
-    colour: bool = False
+    target: Target = MNIST
 
 
 class Theirs(NamedTuple):
@@ -93,14 +97,8 @@ class Theirs(NamedTuple):
     options: str = ""
     target: Target = MNIST
 
-    @property
-    def colour(self) -> bool:
-        """Whether images are in colour."""
-        return self.target is CIFAR10
 
-
-NAMES = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
-GREY, COLOUR = ([f"{name}-{kind}" for name in NAMES] for kind in ("aug", "colour"))
+GREY, COLOUR = ([f"{name}-{kind}" for name in CLASSIFICATION] for kind in ("aug", "colour"))
 SIZES, COLOUR_SIZES = (50, 100, 200, 500, 1000), (50, 200, 500)
 CLASSES = range(0, 100, 10)  # of CIFAR-100, in the tasks that choose settings: apple, bowl, chair, dolphin, ..., train
 # By scale and part.
@@ -109,49 +107,60 @@ SCALES = {
     "laptop": {
         "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), GREY),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
-        "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, colour=True),
+        "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, target=CIFAR10),
     },
     "paper": {
         "ours": Ours(dict.fromkeys(SIZES, range(10)), (42, 43, 44), GREY),
         "published": Theirs(dict.fromkeys(SIZES, range(10))),
-        "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(10)), (42, 43, 44), COLOUR, colour=True),
+        "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(10)), (42, 43, 44), COLOUR, target=CIFAR10),
         "published-cifar10": Theirs(dict.fromkeys(COLOUR_SIZES, range(10)), target=CIFAR10),
     },
 }
 Results = dict[str, dict[int, list[Score]]]  # scores of each split by method and number of images
 
 
-def task_file(folder: Path, cifar100: str) -> Path:
-    """An npz file in the folder, written if it does not exist: the images of ten classes of CIFAR-100, by its name.
+def load_colour(experiment: Experiment, option: str, n_classes: int) -> list["DataSet"]:
+    """Both parts of the data set of an option, with all classes and test images. Raises UserError."""
+    import utils
 
-    Without test images a fifth of the training images is the test part.
-    """
+    name = experiment.data[option]
+    parts = utils.load_data(name, MODELS["cifarnetnew"].image_shape)
+    for part, data in zip(("training", "test"), parts, strict=True):
+        found = len(set(data.labels.tolist()))
+        if found != n_classes:
+            raise UserError(f"--{option} {name}: found {found} classes of {part} images, expected {n_classes}")
+    return list(parts)
+
+
+def task_file(experiment: Experiment) -> Path:
+    """An npz file of the images of ten classes of CIFAR-100, written if it does not exist."""
     import torch
 
     import utils
 
-    def subset(data: utils.DataSet) -> utils.DataSet:
-        index = torch.isin(data.labels, torch.tensor(CLASSES)).nonzero()[:, 0]
-        return utils.DataSet(data.images[index], torch.bucketize(data.labels[index], torch.tensor(CLASSES)))
-
-    train, test = map(subset, utils.load_data(cifar100, MODELS["cifarnetnew"].image_shape))
-    if not len(test.labels):
-        index = utils.few_shot_split(train.labels, round((1 - utils.TEST_SHARE) * len(train.labels)), 0)
-        rest = torch.ones(len(train.labels), dtype=torch.bool).index_fill(0, index, False)
-        train, test = train[index], train[rest]
-    return stored_npz(folder, train, test)
+    parts = [
+        utils.DataSet(*map(torch.from_numpy, of_classes((part.images.numpy(), part.labels.numpy()), CLASSES)))
+        for part in load_colour(experiment, "cifar100", 100)
+    ]
+    return stored_npz(experiment.kept / "tasks", *parts)
 
 
-def run_ours(experiment: Experiment, part: Ours, name: str) -> tuple[Results, list[Path]]:
+def check_colour(experiment: Experiment) -> None:
+    """Check the images, VAEs and kernels of the parts of CIFAR-10, before the first run. Raises UserError."""
+    require_files([CIFAR / file.format(name) for name in CIFARNETNEW for file in ("vae{}", "conv{}/train.npy")])
+    load_colour(experiment, "cifar10", 10)
+
+
+def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:
     """The results of the methods of a part of this name with their chosen settings, and the run directories.
 
-    Writes the settings into a file.
+    Writes settings.yaml, or settings-cifar10.yaml.
     """
     data = {}
-    if part.colour:
-        tasks = task_file(experiment.kept / "tasks", experiment.data["cifar100"])
-        data = {"cifar10": shlex.quote(experiment.data["cifar10"]), "cifar100": shlex.quote(str(tasks))}
-    suffix = name.removeprefix("ours").removeprefix("-")
+    if part.target is CIFAR10:
+        data = {option: shlex.quote(name) for option, name in experiment.data.items()}
+        data["cifar100"] = shlex.quote(str(task_file(experiment)))
+    suffix = part_name.partition("-")[2]
     sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits, suffix, data)
     settings = {name: [own.setting] for name, own in chosen.items()}
     results: Results = {name: {} for name in part.methods}
@@ -163,7 +172,7 @@ def run_ours(experiment: Experiment, part: Ours, name: str) -> tuple[Results, li
     return results, roots
 
 
-def run_theirs(experiment: Experiment, part: Theirs, name: str) -> tuple[Results, list[Path]]:
+def run_theirs(experiment: Experiment, part: Theirs, part_name: str) -> tuple[Results, list[Path]]:
     """The results of the methods of a part of this name as published, and the run directories."""
     methods = as_published(part.target)
     results: Results = {method: {} for method in methods}
@@ -172,7 +181,7 @@ def run_theirs(experiment: Experiment, part: Theirs, name: str) -> tuple[Results
         task = f"{shared} --data {part.target.data} {part.options if script == 'train-bnn.py' else ''}"
         for n, splits in part.splits.items():
             lines = [f"{task} --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
-            found = experiment.run(f"{name}-{method}-{n}", script, lines)
+            found = experiment.run(f"{part_name}-{method}-{n}", script, lines)
             last = [read_rows(root / f"{script}-logs.csv")[-1] for root in found]
             results[method][n] = [{score: row[column] for score, column in columns.items()} for row in last]
             roots += found
@@ -210,26 +219,23 @@ def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"
             points = [(str(n), paper[str(n)]) for n in by_size if score == "acc" and str(n) in paper]
             curve = Curve(method, [str(n) for n in by_size], [point["mean"] for point in found], errors, points)
             panels[label].append(curve)
-    return {f"{label}, {title.lower()}": curves for label, curves in panels.items()}
+    return {f"{label}, {title[0].lower()}{title[1:]}": curves for label, curves in panels.items()}
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100"))
     chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
-    if any(part.colour for part in chosen.values()):
-        require_files([CIFAR / f"{kind}{conv}" for conv in COLOUR_CONVS for kind in ("vae", "conv")])
+    if any(part.target is CIFAR10 for part in chosen.values()):
+        check_colour(experiment)
     tables, panels, roots = {}, {}, []
     for name, part in chosen.items():
-        run, data = run_ours if isinstance(part, Ours) else run_theirs, "cifar10" if part.colour else "mnist"
+        run = run_ours if isinstance(part, Ours) else run_theirs
         results, own = run(experiment, part, name)
-        tables[f"{TITLES[name]}:"] = block(results, data)
-        panels |= panels_of(results, TITLES[name], data)
+        tables[f"{TITLES[name]}:"] = block(results, part.target.name)
+        panels |= panels_of(results, TITLES[name], part.target.name)
         roots += own
-    from sweeps.plots import plot_panels, save
-
-    save(plot_panels(panels, "training images"), experiment.out / "classification.png", vector=True)
-    write_report(experiment, tables, roots)
+    write_report(experiment, tables, roots, panels, "training images", rows=len(tables))
 
 
 if __name__ == "__main__":

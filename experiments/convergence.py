@@ -135,10 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         for init, own in curves.items():
             values = [[curve[step] for curve in own] for step in own[0]]
             panels[task.ylabel].append(mean_curve(init, list(own[0]), values, published_points(data, task, init)))
-    from sweeps.plots import plot_panels, save
-
-    save(plot_panels(panels, "steps", bands=True), experiment.out / "convergence.png", vector=True)
-    write_report(experiment, tables, roots)
+    write_report(experiment, tables, roots, panels, "steps", bands=True)
 
 
 if __name__ == "__main__":

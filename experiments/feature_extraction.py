@@ -95,10 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             curves.append(mean_curve(init, names, found, list(paper.items())))
         panels[f"{data}: test accuracy"] = curves
         tables[f"{data}, test accuracy:"] = [headers, *rows]
-    from sweeps.plots import plot_panels, save
-
-    save(plot_panels(panels, "scale k of the channels"), experiment.out / "feature_extraction.png", vector=True)
-    write_report(experiment, tables, roots)
+    write_report(experiment, tables, roots, panels, "scale k of the channels")
 
 
 if __name__ == "__main__":

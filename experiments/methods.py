@@ -1,4 +1,4 @@
-"""The methods that `experiments.few_shot` compares, each with the same number of settings to choose from."""
+"""The methods that experiments compare, each with the same number of settings to choose from."""
 
 import math
 import re
@@ -17,12 +17,13 @@ SHAPE3X3 = (
     f"--model fconv3x3 --hid_dim 32 64 64 --vae_list{f' {FCONV}/vae3x3' * 3} --init_list vae vae vae --eval_freq 0"
 )
 KERNELS3X3 = f"--filters_list{f' {FCONV}/conv3x3/train.npy' * 3}"
-COLOUR_CONVS = ("7x7", "5x5-2", "5x5-3")
+CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")  # names of the kernels of cifarnet's convs
+CIFARNETNEW = CIFARNET[:3]
 SHAPE_COLOUR = (
-    f"--model cifarnetnew --model_size 0.25 --vae_list {' '.join(f'{CIFAR}/vae{conv}' for conv in COLOUR_CONVS)}"
+    f"--model cifarnetnew --model_size 0.25 --vae_list {' '.join(f'{CIFAR}/vae{conv}' for conv in CIFARNETNEW)}"
     " --init_list vae vae vae --eval_freq 0"
 )
-KERNELS_COLOUR = f"--filters_list {' '.join(f'{CIFAR}/conv{conv}/train.npy' for conv in COLOUR_CONVS)}"
+KERNELS_COLOUR = f"--filters_list {' '.join(f'{CIFAR}/conv{conv}/train.npy' for conv in CIFARNETNEW)}"
 BATCH = 256  # images, the default of the scripts
 SAMPLES = 30  # of a predictive distribution
 BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --lr_var 0.06 --kl_kernels 1024"
@@ -194,9 +195,11 @@ def with_init(method: Method, init: str, more: str = "") -> Method:
     return method._replace(shared=f"{shared} {more}".strip())
 
 
-def with_network(method: Method, shape: str, kernels: str) -> Method:
-    """The method on another network, given by the options of the network and its VAEs, and of its source kernels."""
-    return method._replace(shared=method.shared.replace(SHAPE, shape).replace(KERNELS, kernels))
+def with_network(method: Method, shape: str, kernels: str, more: str = "") -> Method:
+    """The method on another network, given by the options of the network and its VAEs, and of its source kernels; and
+    more arguments."""
+    assert SHAPE in method.shared
+    return method._replace(shared=f"{method.shared.replace(SHAPE, shape).replace(KERNELS, kernels)} {more}".strip())
 
 
 # On a network of three convs of 3x3 kernels.
@@ -217,7 +220,10 @@ for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", 
 METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug")}
 METHODS["l2-aug-filters"] = with_init(METHODS["l2-aug"], "filters", KERNELS)
 # On colour images, which are cropped and flipped at random: CIFAR-10, under VAEs of CIFAR-100's kernels.
-for name in ("dwp", "frozen", "no", "sn", "gauss", "loguniform", "l2"):
-    method = with_network(METHODS[name], SHAPE_COLOUR, KERNELS_COLOUR)
-    shared = f"{method.shared} --aug 1"
-    METHODS[f"{name}-colour"] = method._replace(shared=shared, data="{cifar10}", tune_data="{cifar100}")
+CLASSIFICATION = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
+METHODS |= {
+    f"{name}-colour": with_network(METHODS[name], SHAPE_COLOUR, KERNELS_COLOUR, "--aug 1")._replace(
+        data="{cifar10}", tune_data="{cifar100}"
+    )
+    for name in CLASSIFICATION
+}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.methods import CIFARNET
 from experiments.training import train_lines
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
-# The names of the kernels of cifarnet's convs.
-CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")
 # The paper's names of initializations, and those of the option init_list.
 INITS = {"dwp": "vae", "filters": "filters", "xavier": "xavier"}
 # Options that name data sets: title and default.
@@ -77,7 +76,9 @@ def parse(
     parser = Parser(description)
     parser.add_argument("--scale", choices=tuple(scales), required=True, help="how many and how large the runs are")
     parts = list(dict.fromkeys(part for scale in scales.values() for part in scale))
-    parser.add_argument("--parts", choices=parts, nargs="+", help="what to run of the scale, by default all of it")
+    grey = [part for part in parts if "cifar10" not in part]
+    help = "what to run of the scale, by default all of it but CIFAR-10"
+    parser.add_argument("--parts", choices=parts, nargs="+", help=help)
     parser.add_argument("--out", type=Path, help=f"folder of the results, by default $DWP_PATH/{name}-<scale>")
     help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables of these parts"
     parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
@@ -91,7 +92,7 @@ def parse(
     for part in args.parts or ():
         if part not in scales[args.scale]:
             raise UserError(f"--parts: found {part}, expected of {', '.join(scales[args.scale])} at this scale")
-    chosen = [part for part in scales[args.scale] if part in (args.parts or parts)]
+    chosen = [part for part in scales[args.scale] if part in (args.parts or grey)]
     if args.report:  # mistakes are answered at once
         replaced(args.report, name, "")
         if not out.is_relative_to(Path(args.report).parent):
@@ -178,15 +179,28 @@ def replaced(path: str | Path, name: str, text: str) -> str:
     return re.sub(pattern, lambda _: text, content, flags=re.DOTALL)
 
 
-def write_report(experiment: Experiment, tables: Mapping[str, list[list[str]]], roots: Sequence[Path]) -> None:
-    """Write tables by title, whose first row has the headers, with the command and the machine: to the folder, and to
-    the report's part where one is given."""
+def write_report(
+    experiment: Experiment,
+    tables: Mapping[str, list[list[str]]],
+    roots: Sequence[Path],
+    panels: dict[str, list["Curve"]],
+    xlabel: str | Sequence[str],
+    **layout: Any,
+) -> None:
+    """Write the figure, and tables by title, whose first row has the headers, with the command and the machine: to the
+    folder, and to the report's part where one is given.
+
+    `panels`, `xlabel` and `layout` are arguments of `plot_panels`.
+    """
     import tabulate
+
+    from sweeps.plots import plot_panels, save
 
     lines = []
     for title, (headers, *rows) in tables.items():
         lines += [f"{title}\n", tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
     figure = experiment.out / f"{experiment.name}.png"
+    save(plot_panels(panels, xlabel, **layout), figure, vector=True)
 
     def text(shown: str | Path) -> str:
         """The report with the path of the figure as it is shown."""

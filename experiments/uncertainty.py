@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.few_shot import by_split, tune_experiment
-from experiments.methods import METHODS
+from experiments.methods import Method
 from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
 from experiments.predictions import Predicted, Predictions, ensemble, predict_run
 from runs.errors import one_line_errors
@@ -170,12 +170,11 @@ def reliability(predicted: Sequence[Predicted], labels: "Tensor") -> tuple[list[
     return mean.tolist(), accuracy.tolist()
 
 
-def temperature_of(method: str, roots: Sequence[Path], folder: Path) -> float:
+def temperature_of(method: Method, roots: Sequence[Path], folder: Path) -> float:
     """The temperature of a method's networks by the runs on letters that chose its setting."""
     import utils
 
-    test = utils.load_data(METHODS[method].tune_data)[1]
-    kind = METHODS[method].predicts_by
+    test, kind = utils.load_data(method.tune_data)[1], method.predicts_by
     found = [predict_run(root, kind, {"test": test}, folder / f"letters-{root.name}.npz") for root in roots]
     return best_temperature([own["test"].log_p for own in found], test.labels)
 
@@ -187,7 +186,7 @@ def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predict
     out = experiment.kept / "predictions"
     tuned = tuple(dict.fromkeys([*part.methods, *part.ensembles]))
     sweeps, chosen = tune_experiment(experiment, tuned, part.letters, part.tune_splits)
-    temperatures = {method: temperature_of(method, chosen[method].roots, out) for method in part.scaled}
+    temperatures = {name: temperature_of(sweeps.methods[name], chosen[name].roots, out) for name in part.scaled}
     write_yaml(experiment.out / "temperatures.yaml", temperatures)  # before the first run on MNIST
     settings = {method: [chosen[method].setting] for method in part.methods}
     runs = sweeps.train(str(part.num_examples), settings, part.num_examples, part.splits, part.seeds)
@@ -198,9 +197,9 @@ def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predict
     params = utils.load_network(roots[0])[1]
     sets = evaluated_sets(utils.check_test_data(params, *utils.load_run_data(params)), part.subset)
 
-    def predict(method: str, roots: Sequence[Path]) -> list[Predicted]:
-        kind = METHODS[method].predicts_by
-        return [predict_run(root, kind, sets, out / f"{method}-{root.name}.npz") for root in roots]
+    def predict(name: str, roots: Sequence[Path]) -> list[Predicted]:
+        kind = sweeps.methods[name].predicts_by
+        return [predict_run(root, kind, sets, out / f"{name}-{root.name}.npz") for root in roots]
 
     found = {method: predict(method, own) for method, own in runs.items()}
     for method, temperature in temperatures.items():
@@ -290,13 +289,10 @@ def main(argv: list[str] | None = None) -> None:
         tables |= tables_of(numbers, part.num_examples)
         diagrams = {method: reliability(found, sets["test"].labels) for method, found in predicted.items()}
         panels |= panels_of(numbers, diagrams, part.num_examples)
-    from sweeps.plots import plot_panels, save
-
     write_csv(experiment.out / "uncertainty.csv", rows)
     curves = {ylabel: own for ylabel, (_, own) in panels.items()}
-    figure = plot_panels(curves, [xlabel for xlabel, _ in panels.values()], rows=len(experiment.parts))
-    save(figure, experiment.out / "uncertainty.png", vector=True)
-    write_report(experiment, tables, roots)
+    xlabels = [xlabel for xlabel, _ in panels.values()]
+    write_report(experiment, tables, roots, curves, xlabels, rows=len(experiment.parts))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,9 @@ DATA_SETS: dict[str, str] = {
 }
 
 
+N_CLASSES = {"cifar100": 100}  # of a data set; the others have 10, or fewer of 10
+
+
 class NetConfig(NamedTuple):
     """A configuration of a model, chosen by the option `net_cfg`.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES
+from models.configs import DATA_SETS, INITS, MODELS, N_CLASSES, PRIORS, SOURCES
 from runs.errors import UserError, user_error
 from runs.files import read_yaml
 from runs.types import (
@@ -245,7 +245,7 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
         "--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
     )
     model.add_argument("--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet and cifarnetnew")
-    help = "outputs of the classifier; none: 10, or as many as a file or folder of images has classes"
+    help = "outputs of the classifier; none: 10, of cifar100 100, of a file or folder as many as its classes"
     model.add_argument("--n_classes", type=number_type(int, 2), help=help)
 
     init = add_init_options(parser, tuple(INITS))
@@ -294,10 +294,10 @@ def check_net_cfg(args: argparse.Namespace, bayesian: bool) -> None:
 def check_network_options(args: argparse.Namespace, priors: Sequence[str] = ()) -> None:
     """Check that the network's options fit together; `priors` are those of the conv layers. Raises UserError.
 
-    A data set with a name has 10 classes unless `n_classes` is given.
+    Without `n_classes` a classifier has 10 outputs for a data set with a name, or as many as N_CLASSES says.
     """
     if args.n_classes is None and args.data in DATA_SETS:
-        args.n_classes = 10
+        args.n_classes = N_CLASSES.get(args.data, 10)
     model = MODELS[args.model]
     sizes = model.kernel_sizes
     if not model.channels and len(args.hid_dim) != len(sizes):

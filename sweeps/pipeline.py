@@ -53,22 +53,18 @@ def check_data(scale: Scale, source: str) -> dict[str, str]:
     from runs.checkpoint import fingerprint
 
     places = {"source": source, **{f"vae{name}": "vae" for name in scale.kernels}}
-    rankings = {f"rank-{name}": ranking.network for name, ranking in scale.rankings.items()}
-    stages = [("train-net.py", f"nets-{name}", *sweep) for name, sweep in scale.nets.items()]
-    stages += [("train-net.py", name, "", network) for name, network in rankings.items()]
-    stages += [("train-bnn.py", f"bnns-{name}", *sweep) for name, sweep in scale.bnns.items()]
     loaded, shapes = set(), set()
-    for script, name, grid, shared in stages:
-        path = find_script(script)
-        for trial in make_trials(path, split_options(shlex.split(grid))[1], filled(shared, places)):
+    for name, script, grid, shared in scale.stages(places):
+        path, ranks = find_script(script), name.startswith("rank-")
+        for trial in make_trials(path, split_options(shlex.split(grid))[1], shared):
             args = load_script(path)["parse"](trial.argv)
-            images = (args.data, args.model, args.num_examples, args.data_split_seed, name in rankings)
+            images = (args.data, args.model, args.num_examples, args.data_split_seed, ranks)
             if images in loaded:
                 continue
             loaded.add(images)
             with user_error(f"{name}:"):
                 train, test = utils.load_split(args, torch.device("cpu"))
-                if name in rankings:  # by test images
+                if ranks:  # by test images
                     utils.check_test_data({"data": args.data}, train, test)
             if args.data == source:
                 shapes.add(MODELS[args.model].image_shape)
@@ -155,8 +151,11 @@ def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: M
     return [write_csv(folder / "elbo.csv", rows), *files]
 
 
-def run_pipeline(context: Context, scale: Scale, source: str) -> None:
-    """Run all stages in order. Raises Stopped after a stop signal, UserError, and SystemExit where a trial failed."""
+def run_pipeline(context: Context, scale: Scale, source: str) -> list[Path]:
+    """Run all stages in order, and return the folders of the kernels and of the VAEs.
+
+    Raises Stopped after a stop signal, UserError, and SystemExit where a trial failed.
+    """
     out, places = context.out, {"source": source}
     models = {}
     for name, (grid, shared) in scale.nets.items():
@@ -195,11 +194,11 @@ def run_pipeline(context: Context, scale: Scale, source: str) -> None:
     arguments = ["--kernels", str(scale.figure_kernels), "--samples", str(scale.figure_samples)]
     make = functools.partial(write_figures, out / "figures", scale, convs, vaes)
     run_stage(out, "figures", arguments, [*priors, *kernels], make)
-    if not results:  # the scale has no Bayesian networks
-        return
-    by, roots = scale.by.split(), list(dict.fromkeys(file.parent for file in results))
-    make = functools.partial(collect, roots, by, out / "results", html=True)
-    run_stage(out, "results", ["--by", *by, "--html", "--out", str(out / "results")], results, make)
+    if results:
+        by, roots = scale.by.split(), list(dict.fromkeys(file.parent for file in results))
+        make = functools.partial(collect, roots, by, out / "results", html=True)
+        run_stage(out, "results", ["--by", *by, "--html", "--out", str(out / "results")], results, make)
+    return [*convs.values(), *vaes.values()]
 
 
 @one_line_errors
@@ -208,8 +207,8 @@ def main(argv: list[str] | None = None) -> None:
     own, sweep_words = split_command(argv)
     parser = Parser(__doc__)
     parser.add_argument("--scale", choices=tuple(SCALES), required=True, help="which arguments the stages have")
-    help = "data set of the source networks and of the ranking of VAEs: a name, an npz file or a folder; by default "
-    help += "not-mnist, at scale cifar cifar100"
+    help = "data set of the source networks and of the ranking of VAEs: a name, an npz file or a folder; none: "
+    help += ", ".join(f"{scale.source} at scale {name}" for name, scale in SCALES.items())
     parser.add_argument("--source", type=data_type, metavar="DATA", help=help)
     parser.add_argument("--out", type=Path, help="folder for all but the runs, by default $DWP_PATH/pipeline/<scale>")
     args = parser.parse_args(own)
@@ -230,8 +229,9 @@ def main(argv: list[str] | None = None) -> None:
         if stamp.exists() and read_yaml(stamp) != hashes:  # data do not identify a trial
             raise UserError(f"--source: found other images than those of {stamp}, expected a new --out and DWP_PATH")
         write_yaml(stamp, hashes)
-        run_pipeline(Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}"), scale, source)
-    print(f"all results are in {out}")
+        context = Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}")
+        folders = run_pipeline(context, scale, source)
+    print(f"all results are in {out}: kernels and VAEs in", *(folder.name for folder in folders))
 
 
 if __name__ == "__main__":

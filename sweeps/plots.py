@@ -61,7 +61,7 @@ def plot_panels(
     bands: bool = False,
     rows: int = 1,
 ) -> plt.Figure:
-    """A figure of panels in rows, by the label of the y-axis. The first panel's legend is for all panels.
+    """A figure of panels in rows, by the label of the y-axis. The legend of a row's first panel is for the row.
 
     `xlabel` is the label of the x-axis, or one for each panel. With `bands` the spread is a band around a line,
     otherwise a bar at each point.
@@ -85,7 +85,8 @@ def plot_panels(
                 )
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
         axis.grid(alpha=0.3)
-    axes[0, 0].legend()
+    for axis in axes[:, 0]:
+        axis.legend()
     if title:
         figure.suptitle(title)
     return figure

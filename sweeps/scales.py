@@ -4,7 +4,7 @@ In the arguments of networks `{source}` stands for the source data set.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -42,6 +42,15 @@ class Scale(NamedTuple):
     figure_kernels: int = 1000  # at most, in the VAE's figures
     figure_samples: int = 10  # estimates of each KL there
     source: str = "not-mnist"  # data set of the source networks, unless another is named
+
+    def stages(self, places: Mapping[str, str]) -> Iterator[tuple[str, str, str, list[str]]]:
+        """The stages that need images: name, script, grid and the arguments of all trials, as of a `Sweep`."""
+        for name, (grid, shared) in self.nets.items():
+            yield f"nets-{name}", "train-net.py", grid, filled(shared, places)
+        for name, (_, network) in self.rankings.items():
+            yield f"rank-{name}", "train-net.py", "", filled(network, places)
+        for name, (grid, shared) in self.bnns.items():
+            yield f"bnns-{name}", "train-bnn.py", grid, filled(shared, places)
 
 
 def filled(shared: str, places: Mapping[str, str]) -> list[str]:

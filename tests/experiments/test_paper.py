@@ -80,25 +80,28 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     assert mean_and_std(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
 
 
+def colour_file(path, classes, parts=("train", "test")):
+    """An npz file of images whose first value is the label: eight of each class to learn from, and two for testing."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part in parts:
+        labels = np.repeat(np.arange(classes), {"train": 8, "test": 2}[part])
+        images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+        images[:, 0, 0, 0] = labels
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    np.savez(path, **arrays)
+    return path
+
+
 def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, monkeypatch):
-    """Settings are chosen on ten classes of CIFAR-100; its npz without a test part gives a fifth of their images."""
-    rng = np.random.default_rng(0)
-    files = {}
-    for name, classes, parts in (("cifar10", 10, ("train", "test")), ("cifar100", 100, ("train",))):
-        arrays = {}
-        for part in parts:
-            labels = np.repeat(np.arange(classes), 10)
-            images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-            images[:, 0, 0, 0] = labels
-            arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-        files[name] = sandbox / f"{name}.npz"
-        np.savez(files[name], **arrays)
+    """Settings are chosen on ten classes of CIFAR-100."""
+    files = {name: colour_file(sandbox / f"{name}.npz", n) for name, n in (("cifar10", 10), ("cifar100", 100))}
     shape = " ".join(network_argv(small_inputs, "cifarnetnew", "vanilla", "vae")[2:])
     own = Method("train-net.py", shape, ["--lr 1e-9", "--lr 0.1"], "network", data="{cifar10}", tune_data="{cifar100}")
     monkeypatch.setattr(few_shot, "METHODS", {"l2-colour": own._replace(epochs=2)})
     monkeypatch.setattr(classification, "require_files", lambda files: None)
-    part = classification.Ours({50: (0, 1)}, (1, 2), ["l2-colour"], (7,), 20, colour=True)
+    part = classification.Ours({50: (0, 1)}, (1, 2), ["l2-colour"], (7,), 20, classification.CIFAR10)
     options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    options += ["--parts", "ours-cifar10"]
     rows, logs = run_experiment(classification, lambda small: {"ours-cifar10": part}, *options)
     assert rows[1][:2] == ["l2-colour", "50"] and len(logs) == 2 + 4
     by_split = np.reshape([log[-1]["test_nll"] for log in logs[2:]], (2, 2)).mean(1)
@@ -111,6 +114,31 @@ def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, 
         for name, n in (("train", 8), ("test", 2)):
             images, labels = found[f"{name}_images"], found[f"{name}_labels"]
             assert np.array_equal(np.bincount(labels), [n] * 10) and np.array_equal(images[:, 0, 0, 0], 10 * labels)
+
+
+@pytest.mark.parametrize(
+    "option, classes, parts, expected",
+    [
+        ("cifar10", 10, ("train",), "found 0 classes of test images, expected 10"),
+        ("cifar100", 20, ("train", "test"), "found 20 classes of training images, expected 100"),
+    ],
+)
+def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypatch, capsys):
+    files = {"cifar10": colour_file(sandbox / "10.npz", 10), "cifar100": colour_file(sandbox / "100.npz", 100)}
+    files[option] = colour_file(sandbox / "other.npz", classes, parts)
+    monkeypatch.setattr(classification, "require_files", lambda files: None)
+    monkeypatch.setattr(training, "run_sweep", None)
+    with pytest.raises(SystemExit) as stop:
+        names = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+        classification.main(["--scale", "laptop", "--parts", "ours-cifar10", *names])
+    assert stop.value.code == 2 and f"--{option} {files[option]}: {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", [classification.MNIST, classification.CIFAR10])
+def test_the_scripts_accept_what_was_published(target, script):
+    for file, shared, _ in classification.as_published(target).values():
+        args = script(file).parse(f"{shared} --data cifar --num_examples 50".split())
+        assert args.epochs == 10000 and args.model == {"mnist": "fconv", "cifar10": "cifarnetnew"}[target.name]
 
 
 FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
@@ -133,8 +161,8 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         (sandbox / "cifar" / file).parent.mkdir(parents=True)
         (sandbox / "cifar" / file).touch()
     monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
-    monkeypatch.setattr(classification, "CIFAR", sandbox / "cifar")
-    monkeypatch.setattr(classification, "task_file", lambda folder, name: sandbox / "tasks.npz")
+    monkeypatch.setattr(classification, "check_colour", lambda experiment: None)
+    monkeypatch.setattr(classification, "task_file", lambda experiment: sandbox / "tasks.npz")
     with pytest.raises(InterruptedError):
         module.main(["--scale", scale, "--parts", part])
 
@@ -147,12 +175,20 @@ def test_a_part_of_another_scale(sandbox, capsys):
 
 
 @pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
-def test_a_missing_vae_is_named_before_the_first_run(module, sandbox, monkeypatch, capsys):
+def test_all_parts_but_those_of_cifar(module, sandbox):
+    experiment = paper.parse(module.__name__.split(".")[-1], "", module.SCALES, ["--scale", "laptop"])
+    assert experiment.parts == [part for part in module.SCALES["laptop"] if "cifar10" not in part]
+
+
+@pytest.mark.parametrize(
+    "module, part", [(classification, "ours-cifar10"), (convergence, "cifar10"), (feature_extraction, "cifar10")]
+)
+def test_a_missing_vae_is_named_before_the_first_run(module, part, sandbox, monkeypatch, capsys):
     for own in (paper, classification):
         monkeypatch.setattr(own, "CIFAR", sandbox / "cifar")
     monkeypatch.setattr(training, "run_sweep", None)
     with pytest.raises(SystemExit) as stop:
-        module.main(["--scale", "laptop"])
+        module.main(["--scale", "laptop", "--parts", part])
     assert stop.value.code == 2 and f"--parts: found no {sandbox / 'cifar' / 'vae7x7'}" in capsys.readouterr().err
 
 

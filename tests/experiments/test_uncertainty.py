@@ -84,8 +84,7 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
         "l2": Method("train-net.py", shape, ["--lr 0.01"], "network", epochs=2),
         "dropout": Method("train-net.py", dropout, ["--lr 0.01"], "dropout", epochs=2),
     }
-    for module in (few_shot, uncertainty):
-        monkeypatch.setattr(module, "METHODS", methods)
+    monkeypatch.setattr(few_shot, "METHODS", methods)
     fewer = PREDICTIONS["dropout"]._replace(samples=2, tuning="")
     monkeypatch.setitem(PREDICTIONS, "dropout", fewer)
     monkeypatch.setattr(uncertainty, "SHIFTS", {"rotation": (15, 30, 45)})

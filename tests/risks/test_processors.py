@@ -5,7 +5,7 @@ import shlex
 import pytest
 import torch
 
-from sweeps.scales import SCALES, filled
+from sweeps.scales import SCALES
 from tests.conftest import SCRIPTS, without_times
 
 RUNS = ["net", "bnn-dwp", "vae"]  # one of each script
@@ -62,23 +62,20 @@ def test_a_torch_that_reports_no_capabilities(name, monkeypatch, small_run, refu
 def small_arguments():
     """(script, arguments) of every training at the scales that a laptop runs."""
     for scale in (SCALES["laptop"], SCALES["cifar"]):
-        for file, sweeps in (("train-net.py", scale.nets), ("train-bnn.py", scale.bnns)):
-            for name, (grid, shared) in sweeps.items():
-                yield pytest.param(file, grid, shared, id=f"{file}-{name}")
-        for name, ranking in scale.rankings.items():
-            yield pytest.param("train-net.py", "", ranking.network, id=f"rank-{name}")
+        places = dict.fromkeys(("vae7x7", "vae5x5"), "x") | {"source": "mnist"}
+        for name, file, grid, words in scale.stages(places):
+            yield pytest.param(file, grid, words, id=name)
         for name, kernels in scale.kernels.items():
-            shared = f"{kernels.vae} --kernel_dim {name[0]} --data_dir x"
-            yield pytest.param("train-vae.py", "", shared, id=f"train-vae.py-{name}")
+            words = [*shlex.split(kernels.vae), "--kernel_dim", name[0], "--data_dir", "x"]
+            yield pytest.param("train-vae.py", "", words, id=f"vae-{name}")
 
 
 def test_all_scripts_train_at_the_small_scales():
     assert {argument.values[0] for argument in small_arguments()} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("file, grid, shared", list(small_arguments()))
-def test_the_small_scales_run_on_every_processor(file, grid, shared, script):
+@pytest.mark.parametrize("file, grid, words", list(small_arguments()))
+def test_the_small_scales_run_on_every_processor(file, grid, words, script):
     """It asks for bfloat16 only where that is native."""
     assert "bf16" not in shlex.split(grid)
-    words = filled(shared, {"source": "mnist", "vae7x7": "x", "vae5x5": "x"})
     assert script(file).parse(words).precision in ("fp32", "auto")

@@ -90,3 +90,8 @@ def test_the_options_that_do_not_identify_a_run():
     """No result may depend on them: a sweep takes two trials that differ in them alone as the same trial."""
     assert set(NOT_STORED) < set(NOT_IDENTIFYING)
     assert set(NOT_IDENTIFYING) - set(NOT_STORED) == {"name", "tmp", "device", "tensorboard", "checkpoint_freq"}
+
+
+@pytest.mark.parametrize("data, n_classes", [("cifar", 10), ("cifar100", 100), ("x.npz", None)])
+def test_the_number_of_classes(script, data, n_classes):
+    assert script("train-net.py").parse(["--data", data, "--model", "cifarnet"]).n_classes == n_classes

@@ -203,6 +203,16 @@ def write_source(path: Path, n_classes: int = 10, test: bool = True) -> str:
     return str(path)
 
 
+def test_a_scale_without_bayesian_networks(trained, plain, sandbox, monkeypatch, capsys):
+    change(monkeypatch, bnns={})
+    pipeline.main(["--scale", "smoke"])
+    out = sandbox / "logs" / "pipeline" / "smoke"
+    assert trained == Counter({"train-net.py": 2, "train-vae.py": 6}) and not (out / "results").exists()
+    last = capsys.readouterr().out.splitlines()[-1]
+    names = [path.name for k in (7, 5) for kind in ("conv", "vae") for path in out.glob(f"{kind}{k}x{k}-*")]
+    assert len(names) == 4 and sorted(last.split("VAEs in ")[1].split()) == sorted(names)
+
+
 def test_another_source(trained, plain, sandbox, capsys):
     """All networks learn from it, and nothing from notMNIST; its images identify the pipeline."""
     source = write_source(sandbox / "my images {1}.npz")
