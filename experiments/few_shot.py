@@ -10,7 +10,8 @@
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
-   compared with the first ensemble. `differences.png` draws the differences.
+   compared with the first ensemble. `differences.png` draws the differences. `by_split.csv` has the scores of each
+   split, means over the seeds, so that the results of two commands can be paired.
 
 What the comparison leaves open: the kernels, VAEs, flows and source networks are one set, so the intervals do not
 include how these vary, and an interval is for one difference alone. The kernels come from networks trained on all ten
@@ -294,6 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}", methods=methods)
     settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
     rows: list[dict[str, Any]] = []
+    split_rows: list[dict[str, Any]] = []
     for n in args.num_examples:
         letters = args.tune_examples or n
         tuned = tune(sweeps, list(methods), letters, args.tune_splits, args.choose_by)
@@ -315,6 +317,11 @@ def main(argv: list[str] | None = None) -> None:
             by_method[f"ensemble of {args.ensemble}: {name}"] = found
         rows += result_rows(n, by_method)
         write_csv(out / "results.csv", rows)
+        for name, own in by_method.items():
+            for split, score in zip(args.splits, own, strict=True):
+                numbers = {key: score[key] for key in PANELS}
+                split_rows.append({"num_examples": n, "method": name, "data_split_seed": split, **numbers})
+        write_csv(out / "by_split.csv", split_rows)
     plot_differences(rows, out / "differences.png")
     print(tabulate.tabulate(rows, "keys", floatfmt=".4f"))
     print(f"results: {out}")

@@ -108,6 +108,13 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
     assert [row["method"] for row in rows] == ["a", "b", "ensemble of 2: a"] and rows[0]["splits"] == "3"
     assert [row["first"] for row in rows] == ["a", "a", "ensemble of 2: a"]
     assert float(rows[0]["acc_difference"]) == float(rows[2]["nll_difference"]) == 0
+    with open(tmp_path / "by_split.csv", newline="") as file:
+        splits = [row for row in csv.DictReader(file) if row["method"] == "a"]
+    assert [row["data_split_seed"] for row in splits] == ["0", "1", "2"]
+    for score in ("acc", "nll", "ece"):
+        values = [float(row[score]) for row in splits]
+        assert float(rows[0][score]) == pytest.approx(np.mean(values))
+        assert float(rows[0][f"{score}_se"]) == pytest.approx(np.std(values, ddof=1) / 3**0.5)
     assert (tmp_path / "differences.png").stat().st_size > 5000
     before = len(trials)
     compare(tmp_path, "--choose_by", by, *more)
