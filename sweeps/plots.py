@@ -102,6 +102,7 @@ def plot_intervals(panels: dict[str, Curve], xlabel: str, rows: int = 1) -> plt.
         axis.axvline(0, color="gray", linewidth=1)
         axis.set_ylim(len(curve.x) - 0.5, -0.5)  # the first row on top
         axis.grid(axis="x", alpha=0.3)
+        axis.locator_params(axis="x", nbins=5)  # so that long labels do not touch
         axis.set(title=title, xlabel=xlabel)
     return figure
 
