@@ -131,7 +131,7 @@ SCALES = {
             for prior, chosen in CHOSEN.items()
         },
     ),
-    # The kernels and VAEs of data/cifar; its README gives the reasons for these arguments.
+    # Kernels and VAEs of colour images. Their norms have no valley, so the thresholds keep the larger ones.
     "cifar": Scale(
         nets={
             "cifarnetnew": Sweep("--seed 1..12", f"{COLOUR_NET} --model cifarnetnew"),
