@@ -1,17 +1,19 @@
-"""Predict images with the network of a run: classes, probabilities, and how uncertain they are.
+"""Predict images with the network of a run, or of several: classes, probabilities, and how uncertain they are.
 
-    python -m experiments.predict RUN_DIR DATA [--out predictions.csv] [--export model.pt2]
+    python -m experiments.predict RUN_DIR [RUN_DIR ...] DATA [--out predictions.csv] [--export model.pt2]
 
-DATA is a folder of images, or the name of a data set or an npz file, whose test images are predicted. If a folder has
-a folder test/, only the images in it are predicted. If DATA is the folder that the run was trained on, only the run's
-test images are. An image in a folder that is named like a class has that label; the others are unlabelled.
+The probabilities of several networks are averaged. DATA is a folder of images, or the name of a data set or an npz
+file, whose test images are predicted. If a folder has a folder test/, only the images in it are predicted. If DATA is
+the folder that the runs were trained on, only their test images are. An image in a folder that is named like a class
+has that label; the others are unlabelled.
 
 A Bayesian network averages `--samples` draws of its weights. The table has a row per image: its label, the predicted
 class, the entropy of the prediction in nats, its two parts, and the probability of each class. "aleatoric" is the mean
-entropy of the single draws, which comes from ambiguous images; "mutual_information" is the rest, the disagreement of
-the draws, which more labels reduce. The unlabelled images with the most of it are named: label those next. The picture
-has the table's name with .png: the surest images, the least sure ones, and the wrong ones where labels are known.
-Accuracy, NLL, ECE (expected calibration error) and Brier score are printed. Files that exist are replaced.
+entropy of the single draws and networks, which comes from ambiguous images; "mutual_information" is the rest, the
+disagreement of draws and networks, which more labels reduce. The unlabelled images with the most of it are named: label
+those next. The picture has the table's name with .png: the surest images, the least sure ones, and the wrong ones where
+labels are known. Accuracy, NLL, ECE (expected calibration error) and Brier score are printed. Files that exist are
+replaced.
 """
 
 import os
@@ -32,13 +34,15 @@ if TYPE_CHECKING:
 SHOWN = 10  # images in a row of the picture, and that are named
 
 
-def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor", "Tensor"]:
-    """Names, images (n, c, h, w) in uint8, and labels (n,), -1 where unknown. Raises UserError."""
+def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "Tensor", "Tensor"]:
+    """Names, images (n, c, h, w) in uint8, and labels (n,), -1 where unknown; none that one of the runs, given by their
+    params, learnt from. Raises UserError."""
     import torch
 
     import utils
     from data.images import read_any, read_folder
 
+    params = runs[0]
     shape, classes = MODELS[params["model"]].image_shape, params["classes"]
     paths = data, params["data"]
     of_run = paths[0] == paths[1] or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
@@ -47,8 +51,8 @@ def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor",
         if not len(test.labels) or tuple(test.images.shape[1:]) != shape or test.labels.max() >= len(classes):
             found = f"{tuple(test.images.shape)} and labels up to {max([-1, *test.labels.tolist()])}"
             raise UserError(f"DATA {data}: found test images {found}, expected (n, *{shape}) of {len(classes)} classes")
-        if of_run:
-            utils.check_test_data(params, train, test)
+        for own in runs if of_run else ():
+            utils.check_test_data(own, train, test)
         return [str(i) for i in range(len(test.labels))], *test
     # Of the folder that the run learnt from, only what it did not learn from.
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
@@ -56,11 +60,32 @@ def read_inputs(data: str, params: dict[str, Any]) -> tuple[list[str], "Tensor",
         if of_run:
             parts = read_folder(Path(data), shape, *utils.folder_split(params))
             sets = [utils.DataSet(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]
-            return [os.path.relpath(file, data) for file in parts[1].files], *utils.check_test_data(params, *sets)
+            for own in runs:
+                utils.check_test_data(own, *sets)
+            return [os.path.relpath(file, data) for file in parts[1].files], *sets[1]
         files, images = read_any(folder, shape)
     numbers = {name: i for i, name in enumerate(classes)}
     labels = [numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files]
     return [str(path) for path in files], images, torch.tensor(labels)
+
+
+def check_runs(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
+    """Check that networks can predict together: the same data, split, classes and size of the images. Raises UserError.
+
+    The split counts because the test images of one run may be training images of another.
+    """
+    import utils
+
+    def task(params: dict[str, Any]) -> dict[str, Any]:
+        split = dict(zip(("test_fraction", "data_split_seed"), utils.folder_split(params), strict=True))
+        shape = MODELS[params["model"]].image_shape
+        return {"data": str(params["data"]), **split, "classes": params["classes"], "images of": shape}
+
+    first = task(runs[0])
+    for name, params in zip(names, runs, strict=True):
+        for key, value in task(params).items():
+            if value != first[key]:
+                raise UserError(f"RUN_DIR {name}: found {key} {value}, expected {first[key]} as of {names[0]}")
 
 
 def export(net: Any, shape: Sequence[int], path: Path) -> None:
@@ -88,7 +113,8 @@ def export(net: Any, shape: Sequence[int], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("run", type=path_type, metavar="RUN_DIR", help="run directory of train-net.py or train-bnn.py")
+    help = "run directories of train-net.py or train-bnn.py, with one data set"
+    add("runs", type=path_type, nargs="+", metavar="RUN_DIR", help=help)
     add("data", metavar="DATA", help=f"folder of images, npz file, or one of {', '.join(DATA_SETS)}")
     add("--out", type=Path, default=Path("predictions.csv"), help="the table; the picture has its name and .png")
     add("--samples", type=number_type(int, 0), default=30, help="draws of the weights; 0: the mean network")
@@ -98,23 +124,31 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix == ".png":
         raise UserError(f"--out: found {args.out}, expected a name without .png, which is the picture's")
+    if args.export and len(args.runs) > 1:
+        raise UserError(f"--export: found {len(args.runs)} runs, expected one")
     # After the arguments, so that a mistake in them is answered at once.
     import tabulate
 
     import utils
+    from experiments.predictions import Predictions, combined
     from models.bayes import bayesian_layers
-    from models.metrics import ensemble_log_probs, scores, uncertainty
+    from models.metrics import scores
     from runs.device import choose_device
 
     device = choose_device("auto")
-    net, params = utils.load_network(args.run, device)
+    nets, runs = zip(*(utils.load_network(run, device) for run in args.runs), strict=True)
+    check_runs(args.runs, runs)
+    params = runs[0]
     classes = params["classes"]
-    names, images, labels = read_inputs(args.data, params)
-    bayesian = bool(args.samples and bayesian_layers(net))
+    names, images, labels = read_inputs(args.data, runs)
     data = utils.DataSet(images.to(device), labels.to(device))
-    settings = ("weights", args.samples) if bayesian else ("det", 1)
-    log_p = utils.predict_log_probs(net, data, *settings, args.test_bs, seed=args.seed).cpu()
-    mean, parts = ensemble_log_probs(log_p), uncertainty(log_p)
+    kinds = [("weights", args.samples) if args.samples and bayesian_layers(net) else ("det", 1) for net in nets]
+    members = []
+    for i, (net, kind) in enumerate(zip(nets, kinds, strict=True)):
+        log_p = utils.predict_log_probs(net, data, *kind, args.test_bs, seed=args.seed + i).cpu()
+        members.append(Predictions.of_draws(log_p))
+    together = combined(members)
+    mean, parts = together.log_p, together.uncertainty()
     predicted = mean.argmax(1)
     rows = []
     for i, name in enumerate(names):
@@ -143,10 +177,10 @@ def main(argv: list[str] | None = None) -> None:
         found = scores(mean[known], labels[known])
         print(tabulate.tabulate([found.values()], ["accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
     ask = [i for i in parts["mutual_information"].argsort(descending=True, stable=True).tolist() if not known[i]]
-    if bayesian and ask:
+    if sum(samples for _, samples in kinds) > 1 and ask:
         print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
     if args.export:
-        export(net.cpu(), MODELS[params["model"]].image_shape, args.export)
+        export(nets[0].cpu(), MODELS[params["model"]].image_shape, args.export)
         print(f"mean network: {args.export}")
 
 

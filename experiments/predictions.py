@@ -21,12 +21,20 @@ class Predictions(NamedTuple):
     log_p: "Tensor"
     aleatoric: "Tensor"
 
+    @classmethod
+    def of_draws(cls, log_p: "Tensor") -> "Predictions":
+        """The mean of the probabilities of draws, given by their logs (draws, n, n_classes)."""
+        from models.metrics import ensemble_log_probs, uncertainty
+
+        return cls(ensemble_log_probs(log_p), uncertainty(log_p)["aleatoric"])
+
     def uncertainty(self) -> dict[str, "Tensor"]:
-        """Entropy of the predictions, and mutual information, (n,) each in nats."""
+        """As `models.metrics.uncertainty`: entropy of the predictions, and its two parts, (n,) each in nats."""
         from models.metrics import entropy
 
         total = entropy(self.log_p)
-        return {"entropy": total, "mutual_information": (total - self.aleatoric).clamp(min=0)}
+        mutual = (total - self.aleatoric).clamp(min=0)
+        return {"entropy": total, "aleatoric": self.aleatoric, "mutual_information": mutual}
 
 
 Predicted = dict[str, Predictions]  # by the name of the images
@@ -38,7 +46,6 @@ def predict_run(root: Path, prediction: Prediction, sets: dict[str, "DataSet"], 
     import torch
 
     import utils
-    from models.metrics import ensemble_log_probs, uncertainty
     from runs.checkpoint import fingerprint
     from runs.device import choose_device
 
@@ -57,7 +64,7 @@ def predict_run(root: Path, prediction: Prediction, sets: dict[str, "DataSet"], 
             moved = utils.DataSet(*(t.to(device) for t in data))
             kind = (prediction.mode, prediction.samples)
             log_p = utils.predict_log_probs(net, moved, *kind, params["test_bs"], seed=params["seed"]).cpu()
-            parts = Predictions(ensemble_log_probs(log_p), uncertainty(log_p)["aleatoric"])
+            parts = Predictions.of_draws(log_p)
             arrays |= {f"{name}/{part}": values.numpy() for part, values in parts._asdict().items()}
         with atomic_write(path) as file:
             np.savez_compressed(file, **arrays)
@@ -65,14 +72,16 @@ def predict_run(root: Path, prediction: Prediction, sets: dict[str, "DataSet"], 
     return {name: Predictions(*values) for name, *values in zip(sets, *load.values(), strict=True)}
 
 
-def ensemble(members: Sequence[Predicted]) -> Predicted:
-    """The predictions of an ensemble: its draws are those of all members."""
+def combined(members: Sequence[Predictions]) -> Predictions:
+    """The predictions of an ensemble: the mean of its members' probabilities; its draws are those of all members."""
     import torch
 
     from models.metrics import ensemble_log_probs
 
-    def mean(own: Sequence[Predictions]) -> Predictions:
-        log_p, aleatoric = (torch.stack(values) for values in zip(*own, strict=True))
-        return Predictions(ensemble_log_probs(log_p), aleatoric.mean(0))
+    log_p, aleatoric = (torch.stack(values) for values in zip(*members, strict=True))
+    return Predictions(ensemble_log_probs(log_p), aleatoric.mean(0))
 
-    return {name: mean([member[name] for member in members]) for name in members[0]}
+
+def ensemble(members: Sequence[Predicted]) -> Predicted:
+    """The predictions of an ensemble for each set of images."""
+    return {name: combined([member[name] for member in members]) for name in members[0]}

@@ -76,6 +76,44 @@ def test_the_folder_that_a_run_learnt_from(run, color_folder, tmp_path, capsys):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_ensemble(run, color_folder, script, tmp_path):
+    """The mean of the networks' probabilities, however many draws each has; disagreement is that of all draws."""
+    argv = ["--data", str(color_folder), "--hid_dim", "2", "3", "--epochs", "1", "--bs", "8", "--device", "cpu"]
+    roots = [str(run), str(script("train-net.py").main(argv).root)]
+    predict.main([*roots, str(color_folder), "--out", str(tmp_path / "p.csv"), "--samples", "5", "--seed", "3"])
+    rows = table(tmp_path / "p.csv")
+    nets, params = zip(*(utils.load_network(root) for root in roots), strict=True)
+    test = utils.load_run_data(params[0])[1]
+    kinds = (("weights", 5), ("det", 1))
+    draws = [utils.predict_log_probs(net, test, *kind, 500, seed=3) for net, kind in zip(nets, kinds, strict=True)]
+    p = np.mean([own.exp().mean(0).numpy() for own in draws], 0)
+    np.testing.assert_allclose([[float(row[f"p_{c}"]) for c in COLORS] for row in rows], p, atol=1e-6)
+    aleatoric = np.mean([np.mean([stats.entropy(d.exp().numpy(), axis=1) for d in own], 0) for own in draws], 0)
+    expected = stats.entropy(p, axis=1) - aleatoric
+    np.testing.assert_allclose([float(row["mutual_information"]) for row in rows], expected, atol=1e-5)
+    assert expected.max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options, more, message",
+    [
+        (["--data_split_seed", "1"], [], "RUN_DIR {}: found data_split_seed 1, expected 42 as of "),
+        (
+            ["--model", "cifarnetnew", "--model_size", "0.04"],
+            [],
+            "RUN_DIR {}: found images of (3, 32, 32), expected (1, ",
+        ),
+        ([], ["--export", "m.pt2"], "--export: found 2 runs, expected one"),
+    ],
+)
+def test_networks_that_do_not_predict_together(options, more, message, run, color_folder, script, capsys):
+    size = [] if "--model" in options else ["--hid_dim", "2", "3"]
+    other = script("train-net.py").main(["--data", str(color_folder), "--epochs", "1", *size, *options]).root
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(run), str(other), str(color_folder), *more])
+    assert stop.value.code == 2 and message.format(other) in capsys.readouterr().err
+
+
 def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     """Another split would put images that the run learnt from among its test images; a link is the same folder."""
     with pytest.raises(SystemExit):
