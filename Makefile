@@ -31,6 +31,6 @@ lint: $(VENV)/installed  ## style, and the direction of imports
 
 figures: $(VENV)/installed  ## the pictures in data/fconv/figures, but for the histograms of norms, which need the networks
 	$(PY) -m experiments.plot_kernels --conv data/fconv/conv7x7 --vae data/fconv/vae7x7 --out data/fconv/figures
-	for k in 5x5 3x3; do $(PY) -m experiments.plot_kernels --conv data/fconv/conv$$k --out data/fconv/figures || exit; done
-	for k in 7x7 5x5 3x3; do $(PY) -m experiments.vae_stats --vae data/fconv/vae$$k --data data/fconv/conv$$k \
+	for k in 5x5 3x3 3x3-1; do $(PY) -m experiments.plot_kernels --conv data/fconv/conv$$k --out data/fconv/figures || exit; done
+	for k in 7x7 5x5 3x3 3x3-1; do $(PY) -m experiments.vae_stats --vae data/fconv/vae$$k --data data/fconv/conv$$k \
 		--out data/fconv/figures/vae$$k || exit; done

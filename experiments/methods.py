@@ -13,10 +13,12 @@ FCONV, CIFAR = (shlex.quote(str(ROOT / "data" / name)) for name in ("fconv", "ci
 VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
 KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
+FCONV3X3 = ("3x3-1", "3x3", "3x3")  # names of the kernels of fconv3x3's convs: the first conv has a VAE of its own
 SHAPE3X3 = (
-    f"--model fconv3x3 --hid_dim 32 64 64 --vae_list{f' {FCONV}/vae3x3' * 3} --init_list vae vae vae --eval_freq 0"
+    f"--model fconv3x3 --hid_dim 32 64 64 --vae_list {' '.join(f'{FCONV}/vae{conv}' for conv in FCONV3X3)}"
+    " --init_list vae vae vae --eval_freq 0"
 )
-KERNELS3X3 = f"--filters_list{f' {FCONV}/conv3x3/train.npy' * 3}"
+KERNELS3X3 = f"--filters_list {' '.join(f'{FCONV}/conv{conv}/train.npy' for conv in FCONV3X3)}"
 CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")  # names of the kernels of cifarnet's convs
 CIFARNETNEW = CIFARNET[:3]
 SHAPE_COLOUR = (

@@ -1,8 +1,11 @@
 """Draw a grid of kernels, and the latent space of their VAE with the kernels that it decodes from a grid of codes.
 
 python -m experiments.plot_kernels --conv data/fconv/conv7x7 --vae data/fconv/vae7x7 --out data/fconv/figures
+
+The pictures are kernels7x7.png and latent7x7.png; those of a folder conv5x5-2 are kernels5x5-2.png and so on.
 """
 
+import re
 from pathlib import Path
 
 from runs.errors import one_line_errors, user_error
@@ -19,8 +22,9 @@ def main(argv: list[str] | None = None) -> None:
     # After the arguments, so that a mistake in them is answered at once.
     from sweeps.vae_figures import kernel_figures, save_all
 
+    named = re.fullmatch(r"conv(\d+x\d+-\d+)", args.conv.absolute().name)
     with user_error("--conv, --vae:"):
-        figures = kernel_figures(args.conv, args.vae)
+        figures = kernel_figures(args.conv, args.vae, named[1] if named else "")
     print(*save_all(figures, args.out), sep="\n")
 
 

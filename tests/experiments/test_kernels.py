@@ -47,6 +47,9 @@ def test_extract_prune_and_draw(script, sandbox, capsys, vae_folder):
 
     plot_kernels.main(["--conv", str(out / "conv7x7"), "--vae", vae_folder(7), "--out", str(out / "figures")])
     assert {p.name for p in (out / "figures").iterdir()} == {"kernels7x7.png", "latent7x7.png"}
+    (out / "conv7x7").rename(out / "conv7x7-1")
+    plot_kernels.main(["--conv", str(out / "conv7x7-1"), "--out", str(out / "figures")])
+    assert (out / "figures" / "kernels7x7-1.png").exists()
 
 
 def test_sets_of_kernels(tmp_path, vae_folder, kernel_folder, monkeypatch, capsys):
