@@ -149,6 +149,8 @@ def check_colour(experiment: Experiment) -> None:
     """Check the images, VAEs and kernels of the parts of CIFAR-10, before the first run. Raises UserError."""
     require_files([CIFAR / file.format(name) for name in CIFARNETNEW for file in ("vae{}", "conv{}/train.npy")])
     load_colour(experiment, "cifar10", 10)
+    if "ours-cifar10" in experiment.parts:
+        task_file(experiment)
 
 
 def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:

@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--num_examples", type=WHOLE, nargs="+", default=[50, 100], help="numbers of training images")
     choices = tuple(name for name, row in METHODS.items() if row.data == "mnist")
     add("--methods", choices=choices, nargs="+", default=list(DEFAULT), help="the first is compared with each")
-    help = "folders of vae7x7, vae5x5 and kernels: the methods that use those of data/fconv are also run with these"
+    help = "folders like data/fconv: the methods that use its VAEs or kernels are also run with those of these"
     add("--against", type=path_type, nargs="+", default=[], metavar="DIR", help=help)
     splits = number_type(int, 0, 2**32 - 1)
     add(

@@ -10,22 +10,25 @@ from typing import NamedTuple
 from runs.directory import ROOT
 
 FCONV, CIFAR = (shlex.quote(str(ROOT / "data" / name)) for name in ("fconv", "cifar"))
-VAES = f"--vae_list {FCONV}/vae7x7 {FCONV}/vae5x5"
-KERNELS = f"--filters_list {FCONV}/conv7x7/train.npy {FCONV}/conv5x5/train.npy"
+
+
+def listed(option: str, form: str, names: Sequence[str]) -> str:
+    """The option with a path for each name, which stands for `{}` in the form."""
+    return f"--{option}_list {' '.join(map(form.format, names))}"
+
+
+VAES = listed("vae", f"{FCONV}/vae{{}}", ("7x7", "5x5"))
+KERNELS = listed("filters", f"{FCONV}/conv{{}}/train.npy", ("7x7", "5x5"))
 SHAPE = f"--model fconv --hid_dim 32 128 {VAES} --init_list vae vae --eval_freq 0"
-FCONV3X3 = ("3x3-1", "3x3", "3x3")  # names of the kernels of fconv3x3's convs: the first conv has a VAE of its own
-SHAPE3X3 = (
-    f"--model fconv3x3 --hid_dim 32 64 64 --vae_list {' '.join(f'{FCONV}/vae{conv}' for conv in FCONV3X3)}"
-    " --init_list vae vae vae --eval_freq 0"
-)
-KERNELS3X3 = f"--filters_list {' '.join(f'{FCONV}/conv{conv}/train.npy' for conv in FCONV3X3)}"
+CONVS3X3 = ("3x3-1", "3x3", "3x3")  # names of the kernels of fconv3x3's convs: the first conv has a VAE of its own
+VAES3X3 = listed("vae", f"{FCONV}/vae{{}}", CONVS3X3)
+SHAPE3X3 = f"--model fconv3x3 --hid_dim 32 64 64 {VAES3X3} --init_list vae vae vae --eval_freq 0"
+KERNELS3X3 = listed("filters", f"{FCONV}/conv{{}}/train.npy", CONVS3X3)
 CIFARNET = ("7x7", "5x5-2", "5x5-3", "5x5-4")  # names of the kernels of cifarnet's convs
 CIFARNETNEW = CIFARNET[:3]
-SHAPE_COLOUR = (
-    f"--model cifarnetnew --model_size 0.25 --vae_list {' '.join(f'{CIFAR}/vae{conv}' for conv in CIFARNETNEW)}"
-    " --init_list vae vae vae --eval_freq 0"
-)
-KERNELS_COLOUR = f"--filters_list {' '.join(f'{CIFAR}/conv{conv}/train.npy' for conv in CIFARNETNEW)}"
+VAES_COLOUR = listed("vae", f"{CIFAR}/vae{{}}", CIFARNETNEW)
+SHAPE_COLOUR = f"--model cifarnetnew --model_size 0.25 {VAES_COLOUR} --init_list vae vae vae --eval_freq 0"
+KERNELS_COLOUR = listed("filters", f"{CIFAR}/conv{{}}/train.npy", CIFARNETNEW)
 BATCH = 256  # images, the default of the scripts
 SAMPLES = 30  # of a predictive distribution
 BNN = f"{SHAPE} --net_cfg bayes --classifier_prior sn --lr_var 0.06 --kl_kernels 1024"

@@ -9,11 +9,11 @@ has that label; the others are unlabelled.
 
 A Bayesian network averages `--samples` draws of its weights. The table has a row per image: its label, the predicted
 class, the entropy of the prediction in nats, its two parts, and the probability of each class. "aleatoric" is the mean
-entropy of the single draws and networks, which comes from ambiguous images; "mutual_information" is the rest, the
-disagreement of draws and networks, which more labels reduce. The unlabelled images with the most of it are named: label
-those next. The picture has the table's name with .png: the surest images, the least sure ones, and the wrong ones where
-labels are known. Accuracy, NLL, ECE (expected calibration error) and Brier score are printed. Files that exist are
-replaced.
+entropy of the single draws, for several networks the mean over these, which comes from ambiguous images;
+"mutual_information" is the rest, the disagreement of draws and networks, which more labels reduce. The unlabelled
+images with the most of it are named: label those next. The picture has the table's name with .png: the surest images,
+the least sure ones, and the wrong ones where labels are known. Accuracy, NLL, ECE (expected calibration error) and
+Brier score are printed. Files that exist are replaced.
 """
 
 import os
@@ -58,6 +58,12 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
         if of_run:
+            splits = {utils.folder_split(own) for own in runs}
+            if (
+                len(splits) > 1 and not Path(data, "train").is_dir()
+            ):  # a test image of one run may be another's to learn
+                found = ", ".join(f"{fraction:g} by seed {seed}" for fraction, seed in sorted(splits))
+                raise UserError(f"RUN_DIR: found runs with the test images {found} of {data}, expected one split")
             parts = read_folder(Path(data), shape, *utils.folder_split(params))
             sets = [utils.DataSet(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]
             for own in runs:
@@ -70,16 +76,11 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
 
 
 def check_runs(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
-    """Check that networks can predict together: the same data, split, classes and size of the images. Raises UserError.
-
-    The split counts because the test images of one run may be training images of another.
-    """
-    import utils
+    """Check that networks can predict together: the same data, classes and size of the images. Raises UserError."""
 
     def task(params: dict[str, Any]) -> dict[str, Any]:
-        split = dict(zip(("test_fraction", "data_split_seed"), utils.folder_split(params), strict=True))
         shape = MODELS[params["model"]].image_shape
-        return {"data": str(params["data"]), **split, "classes": params["classes"], "images of": shape}
+        return {"data": str(params["data"]), "classes": params["classes"], "images of": shape}
 
     first = task(runs[0])
     for name, params in zip(names, runs, strict=True):
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     add("data", metavar="DATA", help=f"folder of images, npz file, or one of {', '.join(DATA_SETS)}")
     add("--out", type=Path, default=Path("predictions.csv"), help="the table; the picture has its name and .png")
     add("--samples", type=number_type(int, 0), default=30, help="draws of the weights; 0: the mean network")
-    add("--seed", type=SEED, default=0, help="seed of the draws")
+    add("--seed", type=SEED, default=0, help="seed of the first network's draws; those of the others count up")
     add("--test_bs", type=WHOLE, default=500, help="images per batch; at most 100 on a CPU")
     add("--export", type=Path, metavar="PT2", help="also write the mean network by torch.export")
     args = parser.parse_args(argv)

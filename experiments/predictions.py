@@ -73,7 +73,7 @@ def predict_run(root: Path, prediction: Prediction, sets: dict[str, "DataSet"], 
 
 
 def combined(members: Sequence[Predictions]) -> Predictions:
-    """The predictions of an ensemble: the mean of its members' probabilities; its draws are those of all members."""
+    """The predictions of an ensemble: the means of its members' probabilities and entropies; each counts once."""
     import torch
 
     from models.metrics import ensemble_log_probs

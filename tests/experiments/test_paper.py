@@ -130,7 +130,7 @@ def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypa
     monkeypatch.setattr(training, "run_sweep", None)
     with pytest.raises(SystemExit) as stop:
         names = [word for name, file in files.items() for word in (f"--{name}", str(file))]
-        classification.main(["--scale", "laptop", "--parts", "ours-cifar10", *names])
+        classification.main(["--scale", "laptop", "--parts", "ours", "ours-cifar10", *names])
     assert stop.value.code == 2 and f"--{option} {files[option]}: {expected}" in capsys.readouterr().err
 
 
@@ -161,7 +161,8 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         (sandbox / "cifar" / file).parent.mkdir(parents=True)
         (sandbox / "cifar" / file).touch()
     monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
-    monkeypatch.setattr(classification, "check_colour", lambda experiment: None)
+    monkeypatch.setattr(classification, "CIFAR", sandbox / "cifar")
+    monkeypatch.setattr(classification, "load_colour", lambda *more: None)
     monkeypatch.setattr(classification, "task_file", lambda experiment: sandbox / "tasks.npz")
     with pytest.raises(InterruptedError):
         module.main(["--scale", scale, "--parts", part])

@@ -77,15 +77,18 @@ def test_the_folder_that_a_run_learnt_from(run, color_folder, tmp_path, capsys):
 
 
 def test_an_ensemble(run, color_folder, script, tmp_path):
-    """The mean of the networks' probabilities, however many draws each has; disagreement is that of all draws."""
+    """The mean of the networks' probabilities, however many draws each has; a network twice has other draws."""
     argv = ["--data", str(color_folder), "--hid_dim", "2", "3", "--epochs", "1", "--bs", "8", "--device", "cpu"]
-    roots = [str(run), str(script("train-net.py").main(argv).root)]
+    roots = [str(run), str(run), str(script("train-net.py").main(argv).root)]
     predict.main([*roots, str(color_folder), "--out", str(tmp_path / "p.csv"), "--samples", "5", "--seed", "3"])
     rows = table(tmp_path / "p.csv")
     nets, params = zip(*(utils.load_network(root) for root in roots), strict=True)
     test = utils.load_run_data(params[0])[1]
-    kinds = (("weights", 5), ("det", 1))
-    draws = [utils.predict_log_probs(net, test, *kind, 500, seed=3) for net, kind in zip(nets, kinds, strict=True)]
+    kinds = (("weights", 5, 3), ("weights", 5, 4), ("det", 1, 5))  # with the seed
+    draws = [
+        utils.predict_log_probs(net, test, mode, samples, 500, seed=seed)
+        for net, (mode, samples, seed) in zip(nets, kinds, strict=True)
+    ]
     p = np.mean([own.exp().mean(0).numpy() for own in draws], 0)
     np.testing.assert_allclose([[float(row[f"p_{c}"]) for c in COLORS] for row in rows], p, atol=1e-6)
     aleatoric = np.mean([np.mean([stats.entropy(d.exp().numpy(), axis=1) for d in own], 0) for own in draws], 0)
@@ -97,7 +100,7 @@ def test_an_ensemble(run, color_folder, script, tmp_path):
 @pytest.mark.parametrize(
     "options, more, message",
     [
-        (["--data_split_seed", "1"], [], "RUN_DIR {}: found data_split_seed 1, expected 42 as of "),
+        (["--data_split_seed", "1"], [], "RUN_DIR: found runs with the test images 0.2 by seed 1, 0.2 by seed 42 of "),
         (
             ["--model", "cifarnetnew", "--model_size", "0.04"],
             [],
