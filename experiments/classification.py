@@ -9,12 +9,10 @@ no temperature, no prior of the classifier, no augmentation, the published rates
 network. An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There
 the settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
 learnt too. All methods start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same
-images. A report has the parts of one command. The figure,
-`classification.png` and `.pdf`, has means and standard errors over splits, whose seeds are averaged first; values of
-the paper's figure are dashed.
+images. A report has the parts of one command. The figure, `classification.png` and `.pdf`, has means and standard
+errors over splits, whose seeds are averaged first; values of the paper's figure are dashed.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -145,12 +143,16 @@ def task_file(experiment: Experiment) -> Path:
     return stored_npz(experiment.kept / "tasks", *parts)
 
 
-def check_colour(experiment: Experiment) -> None:
-    """Check the images, VAEs and kernels of the parts of CIFAR-10, before the first run. Raises UserError."""
+def with_tasks(experiment: Experiment) -> Experiment:
+    """The experiment with tasks of CIFAR-100 in its place, where a part needs them.
+
+    Checks the images, VAEs and kernels of the parts of CIFAR-10, before the first run. Raises UserError.
+    """
     require_files([CIFAR / file.format(name) for name in CIFARNETNEW for file in ("vae{}", "conv{}/train.npy")])
     load_colour(experiment, "cifar10", 10)
-    if "ours-cifar10" in experiment.parts:
-        task_file(experiment)
+    if "ours-cifar10" not in experiment.parts:
+        return experiment
+    return experiment._replace(data={**experiment.data, "cifar100": str(task_file(experiment))})
 
 
 def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:
@@ -158,12 +160,8 @@ def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Result
 
     Writes settings.yaml, or settings-cifar10.yaml.
     """
-    data = {}
-    if part.target is CIFAR10:
-        data = {option: shlex.quote(name) for option, name in experiment.data.items()}
-        data["cifar100"] = shlex.quote(str(task_file(experiment)))
-    suffix = part_name.partition("-")[2]
-    sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits, suffix, data)
+    suffix = part_name.removeprefix("ours")
+    sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits, suffix)
     settings = {name: [own.setting] for name, own in chosen.items()}
     results: Results = {name: {} for name in part.methods}
     roots = []
@@ -229,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100"))
     chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
     if any(part.target is CIFAR10 for part in chosen.values()):
-        check_colour(experiment)
+        experiment = with_tasks(experiment)
     tables, panels, roots = {}, {}, []
     for name, part in chosen.items():
         run = run_ours if isinstance(part, Ours) else run_theirs

@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import utils
-    from models.bayes import bayesian_layers
-    from models.metrics import ensemble_log_probs, scores
+    from experiments.predictions import combined, predict_networks
+    from models.metrics import scores
 
     loaded = [utils.load_network(run) for run in args.runs]
     names = {str(params.get("data")): run for run, (_, params) in zip(args.runs, loaded, strict=True)}
@@ -45,15 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         if MODELS[params["model"]].image_shape != shape or params["n_classes"] != n_classes:
             found = f"{params['model']} with {params['n_classes']} classes"
             raise UserError(f"RUN_DIR {run}: found {found}, expected one for images of {shape} with {n_classes}")
-    nets = [net for net, _ in loaded]
-    kinds = [("weights", args.samples) if args.samples and bayesian_layers(net) else ("det", 1) for net in nets]
-    each = [
-        ensemble_log_probs(utils.predict_log_probs(net, test, *kind, args.test_bs, seed=seed))
-        for seed, (net, kind) in enumerate(zip(nets, kinds, strict=True))
-    ]
-    members = torch.stack(each)
-    rows = [[run, *scores(own, test.labels).values()] for run, own in zip(args.runs, members, strict=True)]
-    rows.append([f"ensemble of {len(nets)}", *scores(ensemble_log_probs(members), test.labels).values()])
+    members = predict_networks([net for net, _ in loaded], test, args.samples, args.test_bs)
+    rows = [[run, *scores(own.log_p, test.labels).values()] for run, own in zip(args.runs, members, strict=True)]
+    rows.append([f"ensemble of {len(members)}", *scores(combined(members).log_p, test.labels).values()])
     print(tabulate.tabulate(rows, ["run", "accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
 
 

@@ -55,8 +55,8 @@ PANELS = {"acc": ("accuracy, points", 100), "nll": ("NLL, nats", 1), "ece": ("EC
 class Sweeps:
     """The sweeps of a comparison, with the resources of their trials and the command that continues them.
 
-    `data` are the data sets, quoted, that `{cifar10}` and `{cifar100}` stand for in the methods. `methods` has those to
-    compare by name, METHODS by default.
+    `data` are the data sets that `{cifar10}` and `{cifar100}` stand for in the methods. `methods` has those to compare
+    by name, METHODS by default.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Sweeps:
         self.name = name
         self.resources = resources
         self.command = command
-        self.data = data or {}
+        self.data = {place: shlex.quote(name) for place, name in (data or {}).items()}
         self.methods = methods or METHODS
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
 
@@ -171,20 +171,14 @@ def settings_text(chosen: Mapping[str, Chosen]) -> dict[str, Any]:
 
 
 def tune_experiment(
-    experiment: "Experiment",
-    methods: Sequence[str],
-    letters: int,
-    splits: Sequence[int],
-    part: str = "",
-    data: Mapping[str, str] | None = None,
+    experiment: "Experiment", methods: Sequence[str], letters: int, splits: Sequence[int], suffix: str = ""
 ) -> tuple[Sweeps, dict[str, Chosen]]:
     """The sweeps of an experiment, and for each method the setting with the best accuracy on tasks of that many
-    letters, or images of another source domain. Writes settings.yaml, or settings-<part>.yaml. `data` as in `Sweeps`.
-    """
-    name = "-".join(filter(None, (experiment.name, experiment.scale, part)))
-    sweeps = Sweeps(experiment.resources, experiment.command, name, data)
+    letters, or images of another source domain. Writes settings<suffix>.yaml."""
+    name = f"{experiment.name}-{experiment.scale}{suffix}"
+    sweeps = Sweeps(experiment.resources, experiment.command, name, experiment.data)
     chosen = tune(sweeps, methods, letters, splits, "acc")
-    write_yaml(experiment.out / f"settings{f'-{part}' if part else ''}.yaml", settings_text(chosen))
+    write_yaml(experiment.out / f"settings{suffix}.yaml", settings_text(chosen))
     return sweeps, chosen
 
 

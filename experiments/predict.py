@@ -59,9 +59,8 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
     with user_error(f"DATA {folder}:"):
         if of_run:
             splits = {utils.folder_split(own) for own in runs}
-            if (
-                len(splits) > 1 and not Path(data, "train").is_dir()
-            ):  # a test image of one run may be another's to learn
+            # Without train/ a test image of one run may be one that another learnt.
+            if len(splits) > 1 and not Path(data, "train").is_dir():
                 found = ", ".join(f"{fraction:g} by seed {seed}" for fraction, seed in sorted(splits))
                 raise UserError(f"RUN_DIR: found runs with the test images {found} of {data}, expected one split")
             parts = read_folder(Path(data), shape, *utils.folder_split(params))
@@ -131,8 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     import tabulate
 
     import utils
-    from experiments.predictions import Predictions, combined
-    from models.bayes import bayesian_layers
+    from experiments.predictions import combined, predict_networks
     from models.metrics import scores
     from runs.device import choose_device
 
@@ -143,12 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     classes = params["classes"]
     names, images, labels = read_inputs(args.data, runs)
     data = utils.DataSet(images.to(device), labels.to(device))
-    kinds = [("weights", args.samples) if args.samples and bayesian_layers(net) else ("det", 1) for net in nets]
-    members = []
-    for i, (net, kind) in enumerate(zip(nets, kinds, strict=True)):
-        log_p = utils.predict_log_probs(net, data, *kind, args.test_bs, seed=args.seed + i).cpu()
-        members.append(Predictions.of_draws(log_p))
-    together = combined(members)
+    together = combined(predict_networks(nets, data, args.samples, args.test_bs, args.seed))
     mean, parts = together.log_p, together.uncertainty()
     predicted = mean.argmax(1)
     rows = []
@@ -178,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         found = scores(mean[known], labels[known])
         print(tabulate.tabulate([found.values()], ["accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
     ask = [i for i in parts["mutual_information"].argsort(descending=True, stable=True).tolist() if not known[i]]
-    if sum(samples for _, samples in kinds) > 1 and ask:
+    if ask and parts["mutual_information"].any():  # it is exactly 0 without a second draw or network
         print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
     if args.export:
         export(nets[0].cpu(), MODELS[params["model"]].image_shape, args.export)

@@ -10,7 +10,7 @@ from experiments.methods import Prediction
 from runs.files import atomic_write
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from utils import DataSet
 
@@ -70,6 +70,22 @@ def predict_run(root: Path, prediction: Prediction, sets: dict[str, "DataSet"], 
             np.savez_compressed(file, **arrays)
     load = {part: [torch.from_numpy(arrays[f"{name}/{part}"]) for name in sets] for part in Predictions._fields}
     return {name: Predictions(*values) for name, *values in zip(sets, *load.values(), strict=True)}
+
+
+def predict_networks(
+    nets: Sequence["nn.Module"], data: "DataSet", samples: int, batch_size: int, seed: int = 0
+) -> list[Predictions]:
+    """The predictions of networks, each from its own seed, counted up from `seed`: a Bayesian one averages `samples`
+    draws of its weights; another one, or without samples, is the mean network."""
+    import utils
+    from models.bayes import bayesian_layers
+
+    found = []
+    for i, net in enumerate(nets):
+        kind = ("weights", samples) if samples and bayesian_layers(net) else ("det", 1)
+        log_p = utils.predict_log_probs(net, data, *kind, batch_size, seed=seed + i).cpu()
+        found.append(Predictions.of_draws(log_p))
+    return found
 
 
 def combined(members: Sequence[Predictions]) -> Predictions:

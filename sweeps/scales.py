@@ -64,7 +64,6 @@ VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 
 SEEDS = "--seed 1..5"  # of VAEs that are ranked
 RANKING = "--data {source} --num_examples 50 --classifier_lamb 3"
 LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
-COLOUR_VAE = f"--var train {LAPTOP_VAE}"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 # The settings that experiments.few_shot chose for each prior, with augmented images (RESULTS.md).
@@ -81,6 +80,8 @@ SMOKE_RANKING = "--data {source} --num_examples 20 --hid_dim 3 4 --classifier_la
 LAPTOP_NET = "--bs 32 --lr 0.002 --precision auto --epochs 22 --eval_freq 0"
 COLOUR_NET = "--data {source} --net_cfg vanilla --model_size 0.25 --l2 0.001 --bs 64 --lr 0.002 --precision auto"
 COLOUR_NET += " --epochs 26 --eval_freq 0"
+COLOUR_VAE7X7 = f"--hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 --var train {LAPTOP_VAE}"
+COLOUR_VAE5X5 = f"--hidden_dim 16 --z_dim 4 --num_epochs 30 --batch_size 128 --var train {LAPTOP_VAE}"
 COLOUR_RANKING = "--data {source} --model cifarnetnew --model_size 0.25 --num_examples 500 --classifier_lamb 3"
 LAPTOP_BNN = f"{BNN} {FEW_IMAGES} --data mnist --hid_dim 32 128"
 PAPER_BNN = f"{BNN} --data mnist --hid_dim 32 128 --epochs 10000 --eval_freq 100"
@@ -151,18 +152,10 @@ SCALES = {
             "cifarnet": Sweep("--seed 1", f"{COLOUR_NET} --model cifarnet"),
         },
         kernels={
-            "7x7": Kernels(
-                ["cifarnetnew"], 0.1, f"--hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 {COLOUR_VAE}", SEEDS
-            ),
-            **{
-                f"5x5-{conv}": Kernels(
-                    ["cifarnetnew" if conv < 4 else "cifarnet"],
-                    0.05,
-                    f"--hidden_dim 16 --z_dim 4 --num_epochs 30 --batch_size 128 {COLOUR_VAE}",
-                    SEEDS if conv < 4 else "--seed 1",
-                )
-                for conv in (2, 3, 4)
-            },
+            "7x7": Kernels(["cifarnetnew"], 0.1, COLOUR_VAE7X7, SEEDS),
+            "5x5-2": Kernels(["cifarnetnew"], 0.05, COLOUR_VAE5X5, SEEDS),
+            "5x5-3": Kernels(["cifarnetnew"], 0.05, COLOUR_VAE5X5, SEEDS),
+            "5x5-4": Kernels(["cifarnet"], 0.05, COLOUR_VAE5X5, "--seed 1"),
         },
         rankings={"cifarnetnew": Ranking(["7x7", "5x5-2", "5x5-3"], COLOUR_RANKING)},
         source="cifar100",
