@@ -344,10 +344,11 @@ print(random.Random(sys.argv[2]).random())
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(first.label))
     assert "running" in line and f" of {EPOCHS} " in line and records[first]["root"] in line
     assert re.search(r"test_elbo -?\d", line)
-    pid, _, raylet = processes[first]
+    (pid, _, raylet), (other_pid, worker, _) = processes[first], processes[second]
     nodes.end_raylet(raylet)
-    wait_until(lambda: pid not in marked(nodes.mark))
-    os.kill(processes[second][1], signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    # Until their watchdogs have ended them, released trainings would finish at the first attempt.
+    wait_until(lambda: not {pid, other_pid} & marked(nodes.mark).keys())
     (sandbox / "logs" / "released").touch()
 
     for process in sweeps:
