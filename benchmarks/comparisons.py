@@ -30,9 +30,9 @@ TINY_WIDTHS = (2, 4)  # of every network with `quick`
 
 
 def random_vae(k: int, quick: bool = False) -> KernelVAE:
-    """The README's VAE of k x k kernels, frozen, with random weights; a narrow one with `quick`."""
+    """The README's VAE of 7x7 or 5x5 kernels, data/fconv's of 3x3: frozen, random weights, narrow with `quick`."""
     torch.manual_seed(k)
-    z_dim, hidden_dim = {7: (2, 32), 5: (4, 64), 3: (2, 32)}[k]
+    z_dim, hidden_dim = {7: (2, 32), 5: (4, 64), 3: (2, 16)}[k]
     return build_vae(k, z_dim, 4 if quick else hidden_dim).eval().requires_grad_(False)
 
 
