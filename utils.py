@@ -79,7 +79,7 @@ def folder_split(params: Mapping[str, Any]) -> tuple[float, int]:
 
 def load_run_data(params: Mapping[str, Any]) -> tuple[DataSet, DataSet]:
     """Training and test part, as of `load_data`, for the arguments of a network script's run."""
-    return load_data(str(params.get("data")), MODELS[params["model"]].image_shape, *folder_split(params))
+    return load_data(params["data"], MODELS[params["model"]].image_shape, *folder_split(params))
 
 
 def check_test_data(params: Mapping[str, Any], train: DataSet, test: DataSet) -> DataSet:
@@ -356,6 +356,7 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
     options = {name: params[option] for name, option in names.items() if params.get(option)}
     try:
         values = [params[option] for option in ("model", "net_cfg", "hid_dim", "model_size", "n_classes")]
+        data = str(params["data"])
         with torch.device("meta"):
             net = build_network(*values, **options, bayesian_classifier=params.get("classifier_prior") == "sn")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -364,7 +365,7 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
     check_state(net, state, f"{folder}/model.torch")  # before the arguments can ask for memory
     net.to_empty(device=device).load_state_dict(state)
     classes = params.get("classes") or [str(i) for i in range(params["n_classes"])]
-    return net.eval(), params | {"classes": classes}
+    return net.eval(), params | {"data": data, "classes": classes}
 
 
 def load_sources(args: Namespace, device: torch.device, kernel_sizes: Sequence[int] = ()) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ entropy of the single draws, for several networks the mean over these, which com
 "mutual_information" is the rest, the disagreement of draws and networks, which more labels reduce. The unlabelled
 images with the most of it are named: label those next. The picture has the table's name with .png: the surest images,
 the least sure ones, and the wrong ones where labels are known. Accuracy, NLL, ECE (expected calibration error) and
-Brier score are printed. Files that exist are replaced.
+Brier score of each network and of their ensemble are printed. Files that exist are replaced.
 """
 
 import os
@@ -79,7 +79,7 @@ def check_runs(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
 
     def task(params: dict[str, Any]) -> dict[str, Any]:
         shape = MODELS[params["model"]].image_shape
-        return {"data": str(params["data"]), "classes": params["classes"], "images of": shape}
+        return {"data": params["data"], "classes": params["classes"], "images of": shape}
 
     first = task(runs[0])
     for name, params in zip(names, runs, strict=True):
@@ -113,7 +113,7 @@ def export(net: Any, shape: Sequence[int], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    help = "run directories of train-net.py or train-bnn.py, with one data set"
+    help = "run directories of train-net.py and train-bnn.py, in any mix, with one data set"
     add("runs", type=path_type, nargs="+", metavar="RUN_DIR", help=help)
     add("data", metavar="DATA", help=f"folder of images, npz file, or one of {', '.join(DATA_SETS)}")
     add("--out", type=Path, default=Path("predictions.csv"), help="the table; the picture has its name and .png")
@@ -141,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     classes = params["classes"]
     names, images, labels = read_inputs(args.data, runs)
     data = utils.DataSet(images.to(device), labels.to(device))
-    together = combined(predict_networks(nets, data, args.samples, args.test_bs, args.seed))
+    members = predict_networks(nets, data, args.samples, args.test_bs, args.seed)
+    together = combined(members)
     mean, parts = together.log_p, together.uncertainty()
     predicted = mean.argmax(1)
     rows = []
@@ -168,8 +169,10 @@ def main(argv: list[str] | None = None) -> None:
     save(plot_images(pictures), args.out.with_suffix(".png"), tight=True)
     print(f"{len(names)} images: {args.out}, {args.out.with_suffix('.png')}")
     if known.any():
-        found = scores(mean[known], labels[known])
-        print(tabulate.tabulate([found.values()], ["accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
+        printed = list(zip(args.runs, members, strict=True))
+        printed += [(f"ensemble of {len(members)}", together)] if len(members) > 1 else []
+        found = [[name, *scores(own.log_p[known], labels[known]).values()] for name, own in printed]
+        print(tabulate.tabulate(found, ["run", "accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
     ask = [i for i in parts["mutual_information"].argsort(descending=True, stable=True).tolist() if not known[i]]
     if ask and parts["mutual_information"].any():  # it is exactly 0 without a second draw or network
         print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import utils
 from data import images
-from experiments import ensemble
+from experiments import predict
 from runs.errors import UserError
 from tests.conftest import COLORS, assert_same_end
 
@@ -230,8 +230,8 @@ def test_a_run_on_a_folder(color_folder, script, sandbox, capsys):
     assert bnn.rows[-1]["draws/brier"] < 2 and len(utils.load_run_data(vars(bnn.args))[1].labels) == 15
     other = script("train-net.py").main([*argv, "--test_fraction", "0.4"])
     with pytest.raises(SystemExit):
-        ensemble.main([str(run.root), str(other.root)])
-    assert "found other test images than those of" in capsys.readouterr().err
+        predict.main([str(run.root), str(other.root), str(color_folder)])
+    assert "found runs with the test images 0.2 by seed 42, 0.4 by seed 42 of" in capsys.readouterr().err
     for n in ("2", "10"):
         with pytest.raises(SystemExit):
             script("train-net.py").main([*argv, "--n_classes", n])

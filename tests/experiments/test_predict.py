@@ -1,7 +1,6 @@
 """Predictions of a run on folders, files and data sets: tables, scores, uncertainties, pictures and the export."""
 
 import csv
-import re
 import shutil
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from scipy import stats
 
 import utils
-from experiments import ensemble, predict
+from experiments import predict
 from experiments.subsets import write_npz
 from models.bayes import set_mode
 from models.metrics import ensemble_log_probs, scores, uncertainty
@@ -70,18 +69,19 @@ def test_the_folder_that_a_run_learnt_from(run, color_folder, tmp_path, capsys):
     aleatoric = np.mean([[stats.entropy(row) for row in draw.exp().numpy()] for draw in log_p], 0)
     for name, values in (("entropy", entropy), ("aleatoric", aleatoric), ("mutual_information", entropy - aleatoric)):
         np.testing.assert_allclose([float(row[name]) for row in rows], values, atol=1e-5)
-    printed = [float(x) for x in out.splitlines()[-1].split()]
+    printed = [float(x) for x in out.splitlines()[-1].removeprefix(str(run)).split()]
     assert printed == pytest.approx(list(scores(torch.from_numpy(p).log(), test.labels).values()), abs=1e-4)
     assert "to label next" not in out  # they are labelled
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_ensemble(run, color_folder, script, tmp_path):
+def test_an_ensemble(run, color_folder, script, tmp_path, capsys):
     """The mean of the networks' probabilities, however many draws each has; a network twice has other draws."""
     argv = ["--data", str(color_folder), "--hid_dim", "2", "3", "--epochs", "1", "--bs", "8", "--device", "cpu"]
     roots = [str(run), str(run), str(script("train-net.py").main(argv).root)]
+    capsys.readouterr()
     predict.main([*roots, str(color_folder), "--out", str(tmp_path / "p.csv"), "--samples", "5", "--seed", "3"])
-    rows = table(tmp_path / "p.csv")
+    lines, rows = capsys.readouterr().out.splitlines()[-4:], table(tmp_path / "p.csv")
     nets, params = zip(*(utils.load_network(root) for root in roots), strict=True)
     test = utils.load_run_data(params[0])[1]
     kinds = (("weights", 5, 3), ("weights", 5, 4), ("det", 1, 5))  # with the seed
@@ -95,6 +95,10 @@ def test_an_ensemble(run, color_folder, script, tmp_path):
     expected = stats.entropy(p, axis=1) - aleatoric
     np.testing.assert_allclose([float(row["mutual_information"]) for row in rows], expected, atol=1e-5)
     assert expected.max() > 1e-3
+    log_p = [*(ensemble_log_probs(own) for own in draws), torch.from_numpy(p).log()]
+    for line, name, own in zip(lines, [*roots, "ensemble of 3"], log_p, strict=True):
+        printed = [float(x) for x in line.removeprefix(name).split()]
+        assert printed == pytest.approx(list(scores(own, test.labels).values()), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +130,9 @@ def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     predict.main([str(run), str(tmp_path / "link"), "--out", str(tmp_path / "p.csv"), "--samples", "2"])
     assert len(table(tmp_path / "p.csv")) == 6
     shutil.copy(color_folder / "red" / "0.png", color_folder / "red" / "99.png")
-    for command, argv in ((predict, [str(run), str(color_folder)]), (ensemble, [str(run)])):
-        with pytest.raises(SystemExit) as stop:
-            command.main(argv)
-        assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(run), str(color_folder)])
+    assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err
 
 
 def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, capsys):
@@ -137,10 +140,9 @@ def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, caps
     shutil.move(color_folder, tmp_path / "two" / "train")
     argv = ["--data", str(tmp_path / "two"), "--hid_dim", "2", "3", "--epochs", "1", "--device", "cpu"]
     root = script("train-net.py").main(argv).root
-    for command, more in ((predict, [str(tmp_path / "two")]), (ensemble, [])):
-        with pytest.raises(SystemExit) as stop:
-            command.main([str(root), *more])
-        assert stop.value.code == 2 and "found no test images" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(root), str(tmp_path / "two")])
+    assert stop.value.code == 2 and "found no test images" in capsys.readouterr().err
 
 
 def test_unlabelled_images(run, tmp_path, capsys):
@@ -161,13 +163,48 @@ def test_unlabelled_images(run, tmp_path, capsys):
 
 
 def test_a_data_set(small_inputs, script, tmp_path, capsys):
-    """A deterministic network on the test images of a data set: the scores of its log."""
-    run = script("train-net.py").main(network_argv(small_inputs, "fconv", "vanilla", "xavier"))
+    """Scores are those of the log: of a deterministic network, of draws of the weights, and of the mean network."""
+    net = script("train-net.py").main(network_argv(small_inputs, "fconv", "vanilla", "xavier"))
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", "vae", "--reverse", "train", "--ens", "3"]
+    bnn = script("train-bnn.py").main([*argv, "--logvarinit", "-3", "--classifier_prior", "sn"])
     capsys.readouterr()
-    predict.main([str(run.root), "not-mnist", "--out", str(tmp_path / "p.csv")])
-    accuracy, nll, *_ = (float(x) for x in re.search(r"-\n *(\d.*)", capsys.readouterr().out)[1].split())
-    assert [accuracy, nll] == pytest.approx([run.rows[-1]["test_acc"], run.rows[-1]["test_nll"]], abs=1e-4)
-    assert [row["image"] for row in table(tmp_path / "p.csv")] == [str(i) for i in range(10)]
+    of_net, of_bnn = net.rows[-1], bnn.rows[-1]
+    for run, samples, expected in (
+        (net, "3", [of_net["test_acc"], of_net["test_nll"]]),
+        (bnn, "3", [of_bnn[f"draws/{score}"] for score in ("acc", "nll", "ece", "brier")]),
+        (bnn, "0", [of_bnn["det_test_acc"], *(of_bnn[f"det/{score}"] for score in ("nll", "ece", "brier"))]),
+    ):
+        argv = [str(run.root), "not-mnist", "--samples", samples, "--seed", str(run.args.seed)]
+        predict.main([*argv, "--out", str(tmp_path / "p.csv")])
+        found = [float(x) for x in capsys.readouterr().out.splitlines()[-1].removeprefix(str(run.root)).split()]
+        assert found[: len(expected)] == pytest.approx(expected, abs=1e-4)
+        assert [row["image"] for row in table(tmp_path / "p.csv")] == [str(i) for i in range(10)]
+
+
+SMALL = "model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_classes: 10\n"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "params.yaml: found a NoneType"),
+        ("model: fconv\n", "params.yaml: found no arguments of a network: KeyError('net_cfg')"),
+        ("model: x\n", "found no arguments of a network"),
+        (SMALL.replace("[2, 3]", "[99999999, 99999999]") + "data: mnist\n", "model.torch"),
+        (SMALL, "params.yaml: found no arguments of a network: KeyError('data')"),
+        (SMALL + "data: svhn\n", "found data svhn, expected not-mnist as of "),
+    ],
+)
+def test_what_is_no_run(text, expected, small_inputs, script, capsys):
+    """Named after a run; the last one is a run, but on other data."""
+    argv = network_argv(small_inputs, "fconv", "vanilla", "xavier")
+    first, other = (script("train-net.py").main(argv).root for _ in range(2))
+    (other / "params.yaml").write_text(text)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(first), str(other), "not-mnist"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and expected in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor")
