@@ -18,10 +18,13 @@ from runs.files import atomic_write
 
 
 def save_tensors(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
-    """Write `state` with `torch.save`, atomically (`runs.files.atomic_write`). Raises UserError if the write fails."""
+    """Write `state` with `torch.save`, atomically (`runs.files.atomic_write`), into a folder that exists.
+
+    Raises UserError if the write fails.
+    """
     buffer = io.BytesIO()  # in memory first: only a plain write can fail while the file is open
     torch.save(state, buffer)
-    with atomic_write(path, backup) as file:
+    with atomic_write(path, backup, new_folder=False) as file:
         file.write(buffer.getbuffer())
 
 

@@ -50,23 +50,24 @@ def read_yaml(path: str | Path, as_text: bool = False) -> dict[str, Any]:
     return content
 
 
-def write_yaml(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a mapping as YAML, atomically, with its order of keys. Raises UserError as `atomic_write`."""
-    with atomic_write(path) as file:
+def write_yaml(path: str | Path, content: dict[str, Any], new_folder: bool = True) -> None:
+    """Write a mapping as YAML, with its order of keys, by `atomic_write`. Raises UserError if that fails."""
+    with atomic_write(path, new_folder=new_folder) as file:
         file.write(yaml.safe_dump(content, sort_keys=False, width=10**6).encode())
 
 
 @contextmanager
-def atomic_write(path: str | Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | Path, backup: Path | None = None, new_folder: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary binary file, which replaces `path` if the body succeeds; otherwise `path` is unchanged.
 
-    The old file is first renamed to `backup`, if given. Missing folders are created. Raises UserError if writing fails,
-    e.g. for lack of permission or disk space.
+    The old file is first renamed to `backup`, if given. Missing folders are created where `new_folder` is true. Raises
+    UserError if writing fails, e.g. for lack of permission or disk space.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if new_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             yield file
             file.flush()

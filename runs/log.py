@@ -130,9 +130,8 @@ class Log:
     def sync(self) -> None:
         """Force the rows to the disk, so that no checkpoint counts rows that a power failure can lose."""
         for path in (self.csv, self.text):
-            if path.exists():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # before the first row
+                os.fsync(file.fileno())
 
     def start_tensorboard(self) -> None:
         """Also write all rows to an event file for TensorBoard, which replaces the run's earlier event files.

@@ -74,7 +74,8 @@ class Run:
         else:
             self.root = make_run_directory(script, vars(args), device, hashes, args.tmp)
         self.log_files = Log(self.root, Path(script).name)
-        self._lock = FileLock(self.root / ".lock", timeout=0)
+        # Another process that asks whether the run is locked (`is_locked`) holds the lock for a moment.
+        self._lock = FileLock(self.root / ".lock", timeout=1)
         try:
             self._lock.acquire()
         except Timeout:
@@ -109,7 +110,7 @@ class Run:
             given = {option: getattr(self.args, option) for option in overrides}
             changes = [f"{option} {value} (before: {overrides[option]})" for option, value in given.items()]
             print(f"--continue {self.root}: overridden: {', '.join(changes)}", file=sys.stderr)
-            write_yaml(file, params | given)
+            write_yaml(file, params | given, new_folder=False)
 
     @property
     def rows(self) -> list[Row]:
@@ -245,14 +246,18 @@ class Run:
         self._logged = True
 
     def _require_directory(self) -> None:
-        """Raise UserError if the run directory was moved or deleted, since a new one would hold no more than a file."""
+        """Raise UserError, which says so, if the run directory was moved or deleted.
+
+        No write makes it anew: the new one would hold no more than a part of the run.
+        """
         if not (self.root / "params.yaml").exists():
             raise UserError(f"{self.root}: the run directory was moved or deleted, expected it until the run ends")
 
     def _write_state(self, state: str) -> None:
         """Write the epoch and the state (running, stopped or finished) to state.yaml, for other processes."""
         self._require_directory()
-        write_yaml(self.root / "state.yaml", {"state": state, "epoch": self.epoch, "epochs": self._total})
+        content = {"state": state, "epoch": self.epoch, "epochs": self._total}
+        write_yaml(self.root / "state.yaml", content, new_folder=False)
 
     def save_weights(self) -> None:
         """Write the state dict of each tracked module and optimizer, atomically, as `<name>.torch`."""

@@ -90,6 +90,12 @@ def refusal(sandbox, capsys):
     return run
 
 
+@pytest.fixture(scope="session")
+def font_cache():
+    """Matplotlib has its list of fonts, which it makes once for a user, with a warning if that takes long."""
+    import matplotlib.font_manager  # noqa: F401
+
+
 HEED_HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # whatever the tests were started with
 
 

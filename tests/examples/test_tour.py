@@ -4,15 +4,17 @@ import nbclient
 import nbformat
 
 from runs.directory import ROOT
+from tests.conftest import HANG
 
 NOTEBOOK = ROOT / "examples" / "tour.ipynb"
 
 
-def test_the_tour(small_not_mnist):
+def test_the_tour(small_not_mnist, font_cache):
     notebook = nbformat.read(NOTEBOOK, 4)
     (cell,) = (cell for cell in notebook.cells if 'DATA, STEPS, SHOWN_DIGIT = "mnist", 300, 6' in cell.source)
     cell.source = cell.source.replace('"mnist", 300, 6', '"not-mnist", 3, 6')
-    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    deadlines = dict.fromkeys(("timeout", "startup_timeout", "iopub_timeout"), int(HANG))
+    client = nbclient.NotebookClient(notebook, **deadlines, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")

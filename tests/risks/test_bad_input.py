@@ -240,7 +240,7 @@ WORDS = st.sampled_from(
 
 
 @given(st.sampled_from(SCRIPTS), st.lists(st.tuples(st.integers(0, 99), st.lists(WORDS, max_size=3)), max_size=4))
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_arguments_are_taken_or_refused(name, given_options):
     """`parse` gives arguments or a `UserError`, whatever the words after whatever options."""
     module = load_command(name)

@@ -13,7 +13,7 @@ import yaml
 
 from runs.checkpoint import load_file, restore, training_state
 from runs.files import read_yaml
-from runs.log import csv_text, read_rows
+from runs.log import Log, csv_text, read_rows
 from tests.conftest import SMALL, assert_same_end, start_script, until, without_times, write_vae
 
 
@@ -220,6 +220,23 @@ def test_a_run_directory_that_goes_away(move, sandbox):
     _, err = process.communicate()
     assert process.returncode == 2 and len(err.splitlines()) == 1 and str(root) in err
     assert not root.exists(), "a folder with a part of a run"
+
+
+@pytest.mark.parametrize("method", ["append", "sync"])
+def test_a_run_directory_that_goes_away_between_two_writes(method, script, sandbox, monkeypatch, capsys):
+    """After the row of a log, before the weights are written; and before a checkpoint is."""
+    original = getattr(Log, method)
+
+    def followed_by_a_move(log, *row):
+        original(log, *row)
+        log.root.rename(sandbox / "away")
+
+    monkeypatch.setattr(Log, method, followed_by_a_move)
+    with pytest.raises(SystemExit) as stop:
+        script("train-net.py").main(SMALL)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and len(err.splitlines()) == 1 and "No such file or directory" in err
+    assert not list(sandbox.glob("logs/*/runs/*")), "a folder with a part of a run"
 
 
 def test_out_of_memory(refusal):

@@ -86,6 +86,16 @@ def wait_until(condition, process=None):
     return until(lambda: condition() or time.sleep(0.2), process)
 
 
+def command_lines():
+    """The words of the command lines of the living processes, by pid."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and (line := (folder / "cmdline").read_bytes()):  # empty when it has ended
+                found[int(folder.name)] = line.decode(errors="replace").split("\0")
+    return found
+
+
 def marked(mark):
     """Command lines of the living processes that have the mark, by pid."""
     found = {}

@@ -167,15 +167,22 @@ class Nodes:
     def __init__(self, holding):
         self.mark = secrets.token_hex(8)
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = ""
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
         self.env |= holding
 
     def start(self):
-        port = self.address.split(":")[1]
-        self.start_node("--head", "--port", port, "--include-dashboard=false", ip="127.0.0.1")
+        for tries_left in (2, 1, 0):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            self.address = f"127.0.0.1:{port}"
+            try:
+                self.start_node("--head", "--port", str(port), "--include-dashboard=false", ip="127.0.0.1")
+                break
+            except subprocess.CalledProcessError:  # another process took the port, or Ray reserves it
+                if not tries_left:
+                    raise
         for i in (2, 3):  # one after the other: two at once take the same names for their sockets
             self.start_node("--address", self.address, ip=f"127.0.0.{i}")
 

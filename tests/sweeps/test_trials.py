@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ from sweeps.__main__ import main
 from sweeps.grid import make_trials, read_sweep
 from sweeps.trials import find_script, make_trial, run_trial
 from tests.conftest import PARSERS, until
-from tests.sweeps.conftest import trial_of
+from tests.sweeps.conftest import command_lines, trial_of
 
 
 def test_an_option_that_was_added_later_leaves_the_key_until_it_has_a_value(script, monkeypatch):
@@ -173,6 +172,8 @@ while True:
     )
     pid_file = sandbox / "pid"
     until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), worker)
+    pid = pid_file.read_text().strip()
+    until(lambda: any(words[:2] == ["sh", "-c"] and words[3] == pid for words in command_lines().values()), worker)
     assert run_trial(trial, {}, threading.Event()) == {"state": "busy"}
     assert trial.record()["state"] == "running"
     worker.kill()
@@ -183,4 +184,4 @@ while True:
     (sandbox / "impatient").touch()
     until(lambda: not is_locked(trial.file("lock")))
     assert trial.record()["state"] == "interrupted" and trial.record()["attempts"] == 1
-    until(lambda: not Path("/proc", pid_file.read_text().strip()).exists())
+    until(lambda: int(pid) not in command_lines())
