@@ -90,7 +90,7 @@ def refusal(sandbox, capsys):
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def font_cache():
     """Matplotlib has its list of fonts, which it makes once for a user, with a warning if that takes long."""
     import matplotlib.font_manager  # noqa: F401

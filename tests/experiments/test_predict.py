@@ -197,8 +197,8 @@ SMALL = "model: fconv\nnet_cfg: vanilla\nhid_dim: [2, 3]\nmodel_size: 1\nn_class
 )
 def test_what_is_no_run(text, expected, small_inputs, script, capsys):
     """Named after a run; the last one is a run, but on other data."""
-    argv = network_argv(small_inputs, "fconv", "vanilla", "xavier")
-    first, other = (script("train-net.py").main(argv).root for _ in range(2))
+    first = script("train-net.py").main(network_argv(small_inputs, "fconv", "vanilla", "xavier")).root
+    other = shutil.copytree(first, first.with_name("other"))
     (other / "params.yaml").write_text(text)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

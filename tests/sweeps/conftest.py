@@ -99,10 +99,10 @@ def command_lines():
 def marked(mark):
     """Command lines of the living processes that have the mark, by pid."""
     found = {}
-    for folder in Path("/proc").iterdir():
+    for pid, words in command_lines().items():
         with contextlib.suppress(OSError):
-            if folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if f"{MARK}={mark}".encode() in Path("/proc", str(pid), "environ").read_bytes().split(b"\0"):
+                found[pid] = " ".join(words)
     return found
 
 
