@@ -10,8 +10,8 @@
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
-   compared with the first ensemble. `differences.png` draws the differences. `by_split.csv` has the scores of each
-   split, means over the seeds, so that the results of two commands can be paired.
+   compared with the first ensemble. `differences.png` draws the differences. `runs.csv` has the scores of each run, and
+   `by_split.csv` those of each split, means over the seeds, so that the results of two commands can be paired.
 
 What the comparison leaves open: the kernels, VAEs, flows and source networks are one set, so the intervals do not
 include how these vary, and an interval is for one difference alone. The kernels come from networks trained on all ten
@@ -29,6 +29,7 @@ options of sweeps.
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -289,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}", methods=methods)
     settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
     rows: list[dict[str, Any]] = []
+    run_rows: list[dict[str, Any]] = []
     split_rows: list[dict[str, Any]] = []
     for n in args.num_examples:
         letters = args.tune_examples or n
@@ -299,10 +301,13 @@ def main(argv: list[str] | None = None) -> None:
             settings[f"{n} images, {name}, tried"] = own.tried
         write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
         results = sweeps.train(str(n), chosen, n, args.splits, args.seeds)
-        by_method = {
-            name: by_split([read_score(methods[name], root) for root in roots], len(args.splits))
-            for name, roots in results.items()
-        }
+        scores = {name: [read_score(methods[name], root) for root in roots] for name, roots in results.items()}
+        by_method = {name: by_split(own, len(args.splits)) for name, own in scores.items()}
+        for name, own in scores.items():
+            for (split, seed), score in zip(product(args.splits, args.seeds), own, strict=True):
+                task = {"num_examples": n, "method": name, "data_split_seed": split, "seed": seed}
+                run_rows.append(task | score)
+        write_csv(out / "runs.csv", run_rows)
         more = {name: setting for name, setting in chosen.items() if args.ensemble and methods[name].ensemble}
         members = range(args.seeds[0], args.seeds[0] + args.ensemble)
         for name, roots in sweeps.train(f"{n}-ensembles", more, n, args.splits, members).items():

@@ -53,10 +53,10 @@ class Prediction(NamedTuple):
     tuning: str = ""
 
 
-DRAWS = {score: f"draws/{score}" for score in ("acc", "nll", "ece")}
+DRAWS = {score: f"draws/{score}" for score in ("acc", "nll", "ece", "brier")}
 PREDICTIONS = {
     "draws": Prediction("weights", SAMPLES, DRAWS, tuning=f"--draws {SAMPLES // 3}"),
-    "network": Prediction("det", 1, {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece"}),
+    "network": Prediction("det", 1, {"acc": "test_acc", "nll": "test_nll", "ece": "test/ece", "brier": "test/brier"}),
     "dropout": Prediction("det", SAMPLES, DRAWS, dropout=True, tuning=f"--ens {SAMPLES // 3}"),
 }
 
@@ -219,7 +219,7 @@ METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("s
 # What is compared unless methods are named: neither the network of 3x3 kernels nor, below, augmented images.
 DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
-for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout"):
+for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout", "narrow", "wide"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")
 # The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
 METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug")}

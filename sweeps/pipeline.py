@@ -41,18 +41,19 @@ FIGURE_SEED = 0
 ELBO_SAMPLES = 10  # draws of z per kernel
 
 
-def check_data(scale: Scale, source: str) -> dict[str, str]:
-    """Load the images of all networks; the SHA-256 of notMNIST's files, and of the images of a file or folder `source`.
+def check_data(scale: Scale, source: str) -> tuple[int, dict[str, str]]:
+    """Load the images of all networks, and return the number of training images of the source data set, and hashes.
 
-    The loaders check the files of other data sets. Raises UserError where a data set is missing or does not suit its
-    networks, before anything is trained.
+    These are the SHA-256 of notMNIST's files, and of the images of a file or folder `source`. The loaders check the
+    files of other data sets. Raises UserError where a data set is missing or does not suit its networks, before
+    anything is trained.
     """
     import torch
 
     import utils
     from runs.checkpoint import fingerprint
 
-    places = {"source": source, **{f"vae{name}": "vae" for name in scale.kernels}}
+    places = scale.places(source, 1) | {f"vae{name}": "vae" for name in scale.kernels}
     loaded, shapes = set(), set()
     for name, script, grid, shared in scale.stages(places):
         path, ranks = find_script(script), name.startswith("rank-")
@@ -68,14 +69,16 @@ def check_data(scale: Scale, source: str) -> dict[str, str]:
                     utils.check_test_data({"data": args.data}, train, test)
             if args.data == source:
                 shapes.add(MODELS[args.model].image_shape)
-    hashes = {}
-    for shape in shapes if source not in DATA_SETS else ():
+    n, hashes = 0, {}
+    for shape in shapes:
         parts = utils.load_data(source, shape)  # whole, whatever the stages learn from
-        hashes[f"{source} as {shape}"] = fingerprint([tensor for part in parts for tensor in part])
+        n = len(parts[0].labels)
+        if source not in DATA_SETS:
+            hashes[f"{source} as {shape}"] = fingerprint([tensor for part in parts for tensor in part])
     if any(images[0].startswith("not-mnist") for images in loaded):
         files = (data_root() / "not-mnist" / "MNIST" / "raw").glob("*-ubyte*")
         hashes |= {file.name: sha256(file) for file in sorted(files)}
-    return hashes
+    return n, hashes
 
 
 def extract_kernels(out: Path, name: str, min_norm: float, models: Sequence[Path]) -> list[Path]:
@@ -151,13 +154,13 @@ def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: M
     return [write_csv(folder / "elbo.csv", rows), *files]
 
 
-def run_pipeline(context: Context, scale: Scale, source: str) -> list[Path]:
+def run_pipeline(context: Context, scale: Scale, places: dict[str, str]) -> list[Path]:
     """Run all stages in order, and return the folders of the kernels and of the VAEs.
 
+    `places` has what `{source}` and so on stand for in the arguments of networks.
     Raises Stopped after a stop signal, UserError, and SystemExit where a trial failed.
     """
-    out, places = context.out, {"source": source}
-    models = {}
+    out, models = context.out, {}
     for name, (grid, shared) in scale.nets.items():
         files = sweep_stage(context, f"nets-{name}", "train-net.py", grid, filled(shared, places))
         models[name] = [file for file in files if file.name == "model.torch"]
@@ -186,7 +189,7 @@ def run_pipeline(context: Context, scale: Scale, source: str) -> list[Path]:
         vaes[name] = run_stage(out, f"vae{name}", VAE_FILES, files, make)[0].parent
 
     results = []
-    places |= {f"vae{name}": str(vae) for name, vae in vaes.items()}
+    places = places | {f"vae{name}": str(vae) for name, vae in vaes.items()}
     priors = [vae / name for vae in vaes.values() for name in VAE_FILES]
     for name, (grid, shared) in scale.bnns.items():
         results += sweep_stage(context, f"bnns-{name}", "train-bnn.py", grid, filled(shared, places), priors)
@@ -216,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     require_packages("pipeline", "ray", "pandas", "pyarrow")
     scale, out = SCALES[args.scale], (args.out or dwp_path() / "pipeline" / args.scale).absolute()
     source = args.source or scale.source
-    hashes = check_data(scale, source)
+    n, hashes = check_data(scale, source)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", timeout=0).acquire()
@@ -230,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--source: found other images than those of {stamp}, expected a new --out and DWP_PATH")
         write_yaml(stamp, hashes)
         context = Context(out, resources, f"python -m sweeps.pipeline {shlex.join(argv)}")
-        folders = run_pipeline(context, scale, source)
+        folders = run_pipeline(context, scale, scale.places(source, n))
     print(f"all results are in {out}: kernels and VAEs in", *(folder.name for folder in folders))
 
 

@@ -1,11 +1,15 @@
 """The scales of `sweeps.pipeline`: the arguments of each stage.
 
-In the arguments of networks `{source}` stands for the source data set.
+In the arguments of networks `{source}` stands for the source data set, `{bs}` for the images of a batch, and `{epochs}`
+for the epochs that have the scale's steps on the source data set.
 """
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+STEPS = 18_000  # of a source network, after which the norms of its kernels have two peaks (RESULTS.md)
 
 
 class Sweep(NamedTuple):
@@ -42,6 +46,13 @@ class Scale(NamedTuple):
     figure_kernels: int = 1000  # at most, in the VAE's figures
     figure_samples: int = 10  # estimates of each KL there
     source: str = "not-mnist"  # data set of the source networks, unless another is named
+    bs: int = 32  # images of a batch of a source network
+    steps: int = STEPS  # of a source network, at least
+
+    def places(self, source: str, n: int) -> dict[str, str]:
+        """What `{source}`, `{bs}` and `{epochs}` stand for, with a source data set of n training images."""
+        epochs = math.ceil(self.steps / math.ceil(n / self.bs))
+        return {"source": source, "bs": str(self.bs), "epochs": str(epochs)}
 
     def stages(self, places: Mapping[str, str]) -> Iterator[tuple[str, str, str, list[str]]]:
         """The stages that need images: name, script, grid and the arguments of all trials, as of a `Sweep`."""
@@ -77,9 +88,8 @@ FEW_TASKS = "--num_examples 50 100 --data_split_seed 0..4"
 
 SMOKE_BNN = f"{BNN} --data {{source}} --num_examples 20 --hid_dim 3 4 --epochs 2 --ens 2"
 SMOKE_RANKING = "--data {source} --num_examples 20 --hid_dim 3 4 --classifier_lamb 3"
-LAPTOP_NET = "--bs 32 --lr 0.002 --precision auto --epochs 22 --eval_freq 0"
-COLOUR_NET = "--data {source} --net_cfg vanilla --model_size 0.25 --l2 0.001 --bs 64 --lr 0.002 --precision auto"
-COLOUR_NET += " --epochs 26 --eval_freq 0"
+LAPTOP_NET = "--bs {bs} --lr 0.002 --precision auto --epochs {epochs} --eval_freq 0"
+COLOUR_NET = f"--data {{source}} --net_cfg vanilla --model_size 0.25 --l2 0.001 {LAPTOP_NET}"
 COLOUR_VAE7X7 = f"--hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 --var train {LAPTOP_VAE}"
 COLOUR_VAE5X5 = f"--hidden_dim 16 --z_dim 4 --num_epochs 30 --batch_size 128 --var train {LAPTOP_VAE}"
 COLOUR_RANKING = "--data {source} --model cifarnetnew --model_size 0.25 --num_examples 500 --classifier_lamb 3"
@@ -159,6 +169,7 @@ SCALES = {
         },
         rankings={"cifarnetnew": Ranking(["7x7", "5x5-2", "5x5-3"], COLOUR_RANKING)},
         source="cifar100",
+        bs=64,
     ),
     # The paper's networks, VAEs and epochs.
     "paper": Scale(

@@ -115,6 +115,16 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
         values = [float(row[score]) for row in splits]
         assert float(rows[0][score]) == pytest.approx(np.mean(values))
         assert float(rows[0][f"{score}_se"]) == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+    with open(tmp_path / "runs.csv", newline="") as file:
+        runs = [row for row in csv.DictReader(file) if row["method"] == "a"]
+    assert [(row["data_split_seed"], row["seed"]) for row in runs] == [(k, s) for k in "012" for s in ("42", "43")]
+    for score in ("acc", "nll", "ece"):
+        means = np.reshape([float(row[score]) for row in runs], (3, 2)).mean(1)
+        assert means == pytest.approx([float(row[score]) for row in splits])
+    for row in runs:
+        task = f"--num_examples 10 --data_split_seed {row['data_split_seed']} --seed {row['seed']} --data mnist"
+        (root,) = [r for t, r in trials.values() if task in t.label and few_shot.METHODS["a"].shared in t.label]
+        assert float(row["brier"]) == read_rows(root / "train-bnn.py-logs.csv")[-1]["draws/brier"]
     assert (tmp_path / "differences.png").stat().st_size > 5000
     before = len(trials)
     compare(tmp_path, "--choose_by", by, *more)
@@ -173,7 +183,6 @@ def test_one_network_is_an_ensemble(file, prediction, small_inputs, script):
     argv += [] if prediction == "network" else ["--draws", "30", "--logvarinit", "-6"]
     root, method = script(file).main(argv).root, Method(file, "", [], prediction)
     found = few_shot.ensemble_score("a", method, [root])
-    del found["brier"]
     assert found == pytest.approx(few_shot.read_score(method, root), rel=1e-5)
 
 

@@ -14,10 +14,15 @@ from sweeps.trials import find_script
 def test_the_commands_accept_the_scales(scale, script, sandbox):
     """All arguments at all scales are those of the commands, with kernel sizes that fit together."""
     spec = SCALES[scale]
-    places = {"source": "not-mnist", **{f"vae{name}": "x" for name in spec.kernels}}
+    places = spec.places("not-mnist", 27_126) | {f"vae{name}": "x" for name in spec.kernels}
     for name, file, grid, words in spec.stages(places):
         first, *others = make_trials(find_script(file), split_options(shlex.split(grid))[1], words)
         args = script(file).parse(list(first.argv))
+        if "{epochs}" in getattr(spec.nets.get(name.removeprefix("nets-")), "shared", ""):
+            assert 18_000 <= args.epochs * -(-27_126 // args.bs) < 19_000
+            few = filled(spec.nets[name.removeprefix("nets-")].shared, spec.places("x.npz", 500))
+            few_args = script(file).parse([*few, "--seed", "1"])
+            assert 18_000 <= few_args.epochs * -(-500 // few_args.bs) < 18_100
         if name.startswith("rank-"):
             assert args.num_examples and args.classifier_lamb
         elif name.startswith("bnns-"):
