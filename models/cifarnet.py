@@ -18,7 +18,10 @@ class CIFARNet(ConvNet):
 
 
 class CIFARNetNew(ConvNet):
-    """Three convs (7x7, then 5x5) without batch norm down to 5x5 pixels; a hidden layer unless "nofc".
+    """Three convs without batch norm, and a hidden layer unless "nofc".
+
+    The model "cifarnetnew" has a 7x7 conv and two of 5x5, down to 5x5 pixels. The model "cifarnet3x3", which is not the
+    paper's, has three 3x3 convs, with a max-pool after each of the first two, down to 4x4 pixels.
 
     "vanilla-do" has dropout of 0.5 before the hidden layer and of 0.2 before the last.
     """

@@ -193,4 +193,13 @@ MODELS: dict[str, Model] = {
             *("bayes110", "bayes100", "bayes100-nofc", "bayes111-mutrunca"),
         ),
     ),
+    "cifarnet3x3": Model(
+        builds="models.cifarnet:CIFARNetNew",
+        image_shape=(3, 32, 32),
+        kernel_sizes=(3, 3, 3),
+        pools=(True, True, False),
+        channels=(128, 256, 256),
+        scaled=3,
+        net_cfgs=("vanilla", "bayes"),
+    ),
 }

@@ -244,7 +244,9 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     model.add_argument(
         "--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
     )
-    model.add_argument("--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet and cifarnetnew")
+    model.add_argument(
+        "--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet, cifarnetnew and cifarnet3x3"
+    )
     help = "outputs of the classifier; none: 10, of cifar100 100, of a file or folder as many as its classes"
     model.add_argument("--n_classes", type=number_type(int, 2), help=help)
 
