@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional
 
 from data import npz
 from data.idx import Part
+from data.split import train_test
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**8  # of an image: a small file can claim to have many more
@@ -147,12 +148,8 @@ def read_folder(folder: Path, shape: Shape, test_fraction: float, seed: int) -> 
     """Training and test part of a folder, as of `load`."""
     names = class_names(folder)
     if not (folder / "train").is_dir():
-        from sklearn.model_selection import train_test_split
-
         whole, damaged = read_part(folder, names, shape, folder)
-        every = np.arange(len(whole.labels))
-        index = train_test_split(every, test_size=test_fraction, random_state=seed, stratify=whole.labels)
-        parts = [whole.at(np.sort(part)) for part in index]
+        parts = [whole.at(index) for index in train_test(whole.labels, test_fraction, seed)]
     else:
         part, damaged = read_part(folder / "train", names, shape, folder)
         parts = [part, part.at(np.arange(0))]

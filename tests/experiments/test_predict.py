@@ -135,6 +135,24 @@ def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err
 
 
+def test_a_copy_of_the_folder(run, color_folder, tmp_path):
+    """Only what the run did not learn from is predicted, as of the folder itself; of other images all are."""
+    copy, out = tmp_path / "copy", tmp_path / "p.csv"
+    shutil.copytree(color_folder, copy)
+    found = []
+    for folder in (color_folder, copy):
+        predict.main([str(run), str(folder), "--out", str(out), "--samples", "2"])
+        found.append(table(out))
+    assert found[0] == found[1] and len(found[0]) == 6
+    (copy / "red" / "0.png").unlink()
+    predict.main([str(run), str(copy), "--out", str(out), "--samples", "2"])
+    assert len(table(out)) == 29
+    for file in (copy / "red").iterdir():
+        file.unlink()
+    predict.main([str(run), str(copy), "--out", str(out), "--samples", "2"])
+    assert len(table(out)) == 20
+
+
 def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, capsys):
     (tmp_path / "two").mkdir()
     shutil.move(color_folder, tmp_path / "two" / "train")
