@@ -13,7 +13,7 @@ from models.build import build_vae
 from models.priors import DeepWeightPrior
 from runs.files import read_yaml, write_yaml
 from tests.conftest import network_argv
-from tests.pages import elements_of
+from tests.pages import assert_no_error_in_browser, elements_of
 
 
 def log_density(vae, w):
@@ -71,6 +71,13 @@ def test_the_page(options, small_inputs, script, tmp_path, capsys):
     if sampled:
         assert sum(row["KL"] for row in rows) == pytest.approx(kl(net).item(), rel=0.2)
     assert re.search(r"page: .*d\.html", capsys.readouterr().out)
+
+
+def test_a_browser_reports_no_error(small_inputs, script, tmp_path):
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", "vae", "--ens", "2"]
+    root, out = script("train-bnn.py").main(argv).root, tmp_path / "d.html"
+    diagnose.main([str(root), "--out", str(out), "--samples", "20", "--kernels", "3"])
+    assert_no_error_in_browser(out, "The bound of the KL")
 
 
 @pytest.mark.parametrize(
