@@ -7,13 +7,14 @@ file, whose test images are predicted. If a folder has a folder test/, only the 
 the folder that the runs were trained on, or a copy of it, only their test images are. An image in a folder that is
 named like a class has that label; the others are unlabelled.
 
-A Bayesian network averages `--samples` draws of its weights. The table has a row per image: its label, the predicted
-class, the entropy of the prediction in nats, its two parts, and the probability of each class. "aleatoric" is the mean
-entropy of the single draws, for several networks the mean over these, which comes from ambiguous images;
-"mutual_information" is the rest, the disagreement of draws and networks, which more labels reduce. The unlabelled
-images with the most of it are named: label those next. The picture has the table's name with .png: the surest images,
-the least sure ones, and the wrong ones where labels are known. Accuracy, NLL, ECE (expected calibration error) and
-Brier score of each network and of their ensemble are printed. Files that exist are replaced.
+A Bayesian network averages `--samples` draws of its weights. Dropout is off, also of a network that was trained with
+it. The table has a row per image: its label, the predicted class, the entropy of the prediction in nats, its two parts,
+and the probability of each class. "aleatoric" is the mean entropy of the single draws, for several networks the mean
+over these, which comes from ambiguous images; "mutual_information" is the rest, the disagreement of draws and networks,
+which more labels reduce. The unlabelled images with the most of it are named: label those next. A single network
+without draws has none of it: there the images with the largest entropy are named. The picture has the table's name with
+.png: the surest images, the least sure ones, and the wrong ones where labels are known. Accuracy, NLL, ECE (expected
+calibration error) and Brier score of each network and of their ensemble are printed. Files that exist are replaced.
 """
 
 import os
@@ -190,9 +191,11 @@ def main(argv: list[str] | None = None) -> None:
         printed += [(f"ensemble of {len(members)}", together)] if len(members) > 1 else []
         found = [[name, *scores(own.log_p[known], labels[known]).values()] for name, own in printed]
         print(tabulate.tabulate(found, ["run", "accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
-    ask = [i for i in parts["mutual_information"].argsort(descending=True, stable=True).tolist() if not known[i]]
-    if ask and parts["mutual_information"].any():  # it is exactly 0 without a second draw or network
-        print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
+    # The mutual information is exactly 0 without a second draw or network.
+    measure = "mutual_information" if parts["mutual_information"].any() else "entropy"
+    ask = [i for i in parts[measure].argsort(descending=True, stable=True).tolist() if not known[i]]
+    if ask:
+        print(f"largest {measure.replace('_', ' ')}, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
     if args.export:
         export(nets[0].cpu(), MODELS[params["model"]].image_shape, args.export)
         print(f"mean network: {args.export}")
