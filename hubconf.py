@@ -4,8 +4,11 @@ import torch
 
 prior = torch.hub.load(folder, "deep_weight_prior", 7, source="local")  # of a `models.bayes.BayesConv2d`
 net = torch.hub.load(folder, "bayesianize", torchvision.models.resnet18(), source="local")
+
+A program that has imported its own module `utils` gets an ImportError, because Python keeps one module of each name.
 """
 
+from os.path import realpath as _realpath
 from typing import Any
 
 from torch import nn
@@ -15,6 +18,10 @@ from models import bayes as _bayes
 from models.priors import DeepWeightPrior
 from models.vae import KernelVAE
 from runs.directory import ROOT
+
+_found = str(getattr(_utils, "__file__", None))  # a folder without __init__.py is a module without a file
+if _realpath(_found) != str(ROOT / "utils.py"):
+    raise ImportError(f"utils: found {_found}, expected {ROOT / 'utils.py'}: give yours another name")
 
 dependencies = ["torch", "numpy", "yaml", "filelock", "tqdm", "zuko"]
 SIZES = (7, 5, 3)  # of the kernels of the shipped VAEs

@@ -19,7 +19,7 @@ from models.configs import DATA_SETS, INITS, MODELS, PRIORS, SOURCES, VAES, impo
 from models.flow import KernelFlow
 from models.network import ConvNet
 from models.vae import KernelVAE
-from runs.checkpoint import check_state, fingerprint, load_checked, load_state
+from runs.checkpoint import check_state, fingerprint, load_checked, load_state, stored_inputs
 from runs.device import autocast
 from runs.directory import data_root
 from runs.errors import UserError, user_error
@@ -89,8 +89,7 @@ def check_test_data(params: Mapping[str, Any], train: DataSet, test: DataSet) ->
         raise UserError(f"{label} no test images, expected some")
     if params.get("num_examples"):
         train = train[few_shot_split(train.labels, params["num_examples"], params["data_split_seed"])]
-    inputs = params["inputs"] if isinstance(params.get("inputs"), dict) else {}
-    if "data" in inputs and inputs["data"] != fingerprint([*train, *test]):
+    if stored_inputs(params).get("data") not in (None, fingerprint([*train, *test])):
         raise UserError(
             f"{label} other images than those of the run, expected its own: a test image may be one it learnt"
         )

@@ -4,8 +4,8 @@ An npz file has MedMNIST's layout (data/npz.py). A folder has torchvision's Imag
 
     FOLDER/train/<class>/* and FOLDER/test/<class>/*      or      FOLDER/<class>/*
 
-Its files are read in the order of their names. Files without the ending of an image, and hidden ones, are ignored.
-Transparent pixels become white.
+Its files are read in the order of their names. Files without the ending of an image, and images in folders of a class,
+are named on stderr and not read; hidden files are ignored. Transparent pixels become white.
 """
 
 import sys
@@ -23,10 +23,11 @@ from torchvision.transforms.v2 import functional
 
 from data import npz
 from data.idx import Part
+from data.split import train_test
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**8  # of an image: a small file can claim to have many more
-NAMED = 5  # damaged files that are named
+NAMED = 5  # files left out that are named
 
 Shape = tuple[int, int, int]  # channels, height and width
 
@@ -54,14 +55,18 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def image_files(folder: Path, root: Path, deep: bool = False) -> list[Path]:
-    """The images in a folder, with `deep` also in its folders, by name. Raises ValueError for a link out of `root`."""
-    found = [path for path in folder.glob("**/*" if deep else "*") if path.suffix.lower() in ENDINGS and path.is_file()]
-    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+def image_files(folder: Path, root: Path, deep: bool = False) -> tuple[list[Path], list[Path]]:
+    """The images in a folder, with `deep` also in its folders, and the other files in both; by name, no hidden ones.
+
+    Raises ValueError for an image that is a link out of `root`.
+    """
+    found = sorted(path for path in folder.glob("**/*") if path.is_file())
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [path for path in found if path.suffix.lower() in ENDINGS and (deep or path.parent == folder)]
     for path in files:
         if not path.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{path}: found a link out of the folder, expected an image")
-    return sorted(files)
+    return files, sorted(set(found) - set(files))
 
 
 def read_image(path: Path, shape: Shape) -> Tensor | None:
@@ -112,32 +117,35 @@ def read_images(files: Sequence[Path], shape: Shape) -> tuple[list[int], list[Te
     return places, [found[i] for i in places], damaged
 
 
-def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Labelled, list[Path]]:
-    """The images of the classes, and the damaged files. Raises ValueError for a class without any."""
-    files = [(path, label) for label, name in enumerate(names) for path in image_files(folder / name, root)]
+def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Labelled, list[Path], list[Path]]:
+    """The images of the classes, the damaged files, and the other files. Raises ValueError for a class without any."""
+    found = [image_files(folder / name, root) for name in names]
+    files = [(path, label) for label, (own, _) in enumerate(found) for path in own]
     places, images, damaged = read_images([path for path, _ in files], shape)
     missing = sorted(set(range(len(names))) - {files[i][1] for i in places})
     if missing:
         raise ValueError(f"{folder / names[missing[0]]}: found no image, expected one for each class")
     paths, labels = zip(*(files[i] for i in places), strict=True)
-    return Labelled(np.array(paths, dtype=object), torch.stack(images).numpy(), np.array(labels, np.int64)), damaged
+    part = Labelled(np.array(paths, dtype=object), torch.stack(images).numpy(), np.array(labels, np.int64))
+    return part, damaged, [path for _, others in found for path in others]
 
 
-def report_damaged(folder: Path, damaged: Sequence[Path]) -> None:
-    """Name damaged images on stderr."""
-    if damaged:
-        shown = ", ".join(str(path.relative_to(folder)) for path in damaged[:NAMED]) + ", ..." * (len(damaged) > NAMED)
-        print(f"{folder}: {len(damaged)} damaged images are left out: {shown}", file=sys.stderr)
+def report(folder: Path, damaged: Sequence[Path], others: Sequence[Path]) -> None:
+    """Name damaged images, and other files, on stderr."""
+    for what, paths in (("damaged images are left out", damaged), ("other files are not read", others)):
+        if paths:
+            shown = ", ".join(str(path.relative_to(folder)) for path in paths[:NAMED]) + ", ..." * (len(paths) > NAMED)
+            print(f"{folder}: {len(paths)} {what}: {shown}", file=sys.stderr)
 
 
 def read_any(folder: Path, shape: Shape) -> tuple[list[Path], Tensor]:
     """All images in a folder, with or without folders for classes: the paths in it, and uint8 (n, *shape).
 
-    Damaged images are left out and named on stderr. Raises ValueError for a folder without images.
+    Damaged images and other files are left out and named on stderr. Raises ValueError for a folder without images.
     """
-    files = image_files(folder, folder, deep=True)
+    files, others = image_files(folder, folder, deep=True)
     places, images, damaged = read_images(files, shape)
-    report_damaged(folder, damaged)
+    report(folder, damaged, others)
     if not images:
         raise ValueError("found no image, expected one or more")
     return [files[i].relative_to(folder) for i in places], torch.stack(images)
@@ -147,21 +155,17 @@ def read_folder(folder: Path, shape: Shape, test_fraction: float, seed: int) -> 
     """Training and test part of a folder, as of `load`."""
     names = class_names(folder)
     if not (folder / "train").is_dir():
-        from sklearn.model_selection import train_test_split
-
-        whole, damaged = read_part(folder, names, shape, folder)
-        every = np.arange(len(whole.labels))
-        index = train_test_split(every, test_size=test_fraction, random_state=seed, stratify=whole.labels)
-        parts = [whole.at(np.sort(part)) for part in index]
+        whole, damaged, others = read_part(folder, names, shape, folder)
+        parts = [whole.at(index) for index in train_test(whole.labels, test_fraction, seed)]
     else:
-        part, damaged = read_part(folder / "train", names, shape, folder)
+        part, damaged, others = read_part(folder / "train", names, shape, folder)
         parts = [part, part.at(np.arange(0))]
         if (folder / "test").is_dir():
             if (found := class_names(folder / "test")) != names:
                 raise ValueError(f"{folder / 'test'}: found the classes {found}, expected those of train: {names}")
-            parts[1], more = read_part(folder / "test", names, shape, folder)
-            damaged += more
-    report_damaged(folder, damaged)
+            parts[1], *more = read_part(folder / "test", names, shape, folder)
+            damaged, others = damaged + more[0], others + more[1]
+    report(folder, damaged, others)
     return parts
 
 
@@ -169,12 +173,15 @@ def load(path: Path, shape: Shape | None, test_fraction: float, seed: int) -> li
     """Training and test part of an npz file or a folder; the test part may be empty.
 
     The images are converted to `shape`, those of a file only if it is given; a printed line says so. Without train/ in
-    a folder, the share `test_fraction` of each class, chosen by `seed`, is for testing. Damaged images are left out and
-    named on stderr. Raises OSError and ValueError.
+    a folder, the share `test_fraction` of each class, chosen by `seed`, is for testing. Damaged images and other files
+    are left out and named on stderr, and a missing test/ is named there. Raises OSError and ValueError.
     """
     if path.suffix != ".npz":
         parts = [(part.images, part.labels) for part in read_folder(path, shape, test_fraction, seed)]
         found = "its images"
+        if not len(parts[1][1]):
+            other = "found val/ but no test/" if (path / "val").is_dir() else "found no test/"
+            print(f"{path}: {other}, the network is not evaluated", file=sys.stderr)
     else:
         parts = npz.load(path)
         own = parts[0][0].shape[1:]

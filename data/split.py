@@ -1,6 +1,14 @@
-"""The few-shot split: which images of a data set a run learns from."""
+"""Splits: which images of a data set a run learns from."""
 
 import numpy as np
+
+
+def train_test(labels: np.ndarray, test_fraction: float, seed: int) -> list[np.ndarray]:
+    """Indices, in order, of a training and a test part, stratified by class. Raises ValueError for too few images."""
+    from sklearn.model_selection import train_test_split
+
+    index = train_test_split(np.arange(len(labels)), test_size=test_fraction, random_state=seed, stratify=labels)
+    return [np.sort(part) for part in index]
 
 
 def few_shot(labels: np.ndarray, num_examples: int, seed: int) -> np.ndarray:

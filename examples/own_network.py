@@ -1,6 +1,6 @@
 """Learn from a folder of images with a Bayesian resnet18 under the deep weight prior.
 
-    python examples/own_network.py my_images          with images in my_images/<class>/
+    python examples/own_network.py my_images          a folder as under "Your images" in README.md
 
 Writes own_network.torch, the network's state dict.
 """
@@ -10,38 +10,36 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch.utils.data import DataLoader, random_split
-from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
+from data.images import class_names
 from models.bayes import bayesianize, kl, predict, variance_parameters
 
 SIDE, EPOCHS, KL_WEIGHT = 64, 20, 1e-6
 torch.manual_seed(0)
-to_pixels = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(SIDE), transforms.ToTensor()])
-images = torchvision.datasets.ImageFolder(sys.argv[1], to_pixels)
-train, test = random_split(images, [0.8, 0.2])
+train, test = utils.load_data(sys.argv[1], (3, SIDE, SIDE))  # without test/ a fifth of each class is the test part
+classes, n = class_names(Path(sys.argv[1])), len(train.labels)
 
 vaes = {k: utils.load_vae(Path(utils.__file__).parent / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5, 3)}
-net = bayesianize(torchvision.models.resnet18(num_classes=len(images.classes)), vaes, kernels=256, draw=True)
+net = bayesianize(torchvision.models.resnet18(num_classes=len(classes)), vaes, kernels=256, draw=True)
 variances = variance_parameters(net)
 means = [p for p in net.parameters() if all(p is not v for v in variances)]
 optimizer = torch.optim.Adam([{"params": means, "lr": 1e-3}, {"params": variances, "lr": 0.05}])
 
 for epoch in range(EPOCHS):
     net.train()
-    for x, y in DataLoader(train, batch_size=32, shuffle=True, drop_last=len(train) > 32):
-        loss = len(train) * torch.nn.functional.cross_entropy(net(x), y) + KL_WEIGHT * kl(net)
+    for x, y in map(train.batch, torch.randperm(n).chunk(1 + (n - 1) // 32)):
+        loss = n * torch.nn.functional.cross_entropy(net(x), y) + KL_WEIGHT * kl(net)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     print(f"epoch {epoch + 1}: loss {loss.item():.1f}")
 
-x, y = next(iter(DataLoader(test, batch_size=len(test))))
+x, y = test.batch(torch.arange(len(test.labels)))
 probabilities = predict(net, x, samples=20).mean(0)
 for p, label in zip(probabilities, y, strict=True):
-    print(f"{images.classes[label]}: {', '.join(f'{c} {q:.2f}' for c, q in zip(images.classes, p, strict=True))}")
+    print(f"{classes[label]}: {', '.join(f'{c} {q:.2f}' for c, q in zip(classes, p, strict=True))}")
 print(f"test accuracy {(probabilities.argmax(1) == y).float().mean():.2f} on {len(y)} images")
 torch.save(net.state_dict(), "own_network.torch")

@@ -8,13 +8,15 @@ and the KL with its two terms, the negative entropy of the posterior and the cro
 
 The KL under the deep weight prior has no closed form: training uses an upper bound, KL_aux (models/priors.py). The page
 compares it with a tighter estimate by importance sampling of `--samples` latent codes z per kernel, on the same draws
-of the weights. A gap near 0 nats per kernel means that the bound is tight.
+of the weights. A gap near 0 nats per kernel means that the bound is tight. The VAEs, flows and kernels at the paths of
+the run must be those that it learnt with.
 """
 
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.training import check_inputs
 from runs.errors import UserError, one_line_errors, user_error
 from runs.files import atomic_write
 from runs.options import Parser
@@ -30,10 +32,13 @@ REPEATS = 100  # draws of z per w in KL_aux
 
 
 def load_with_priors(run: str) -> "ConvNet":
-    """The network of a run of train-bnn.py with its priors and trained reverse models. Raises UserError."""
+    """The network of a run of train-bnn.py with its priors and trained reverse models.
+
+    Raises UserError, also where the VAEs, flows or kernels are no longer those of the run.
+    """
     import utils
     from models.build import set_priors
-    from runs.checkpoint import load_state
+    from runs.checkpoint import load_checked, load_state
 
     net, params = utils.load_network(run)
     if "prior" not in params:
@@ -41,7 +46,8 @@ def load_with_priors(run: str) -> "ConvNet":
     args = load_script(find_script(SCRIPT))["parse"](["--config", f"{run}/params.yaml"])
     with user_error(f"RUN_DIR {run}:"):
         set_priors(net, args.priors, utils.load_sources(args, "cpu"), vars(args))
-    net.load_state_dict(load_state(f"{run}/model.torch"))
+    check_inputs(SCRIPT, [Path(run)], images=False)
+    load_checked(net, load_state(f"{run}/model.torch"), f"{run}/model.torch")
     return net
 
 

@@ -4,16 +4,17 @@
 
 The probabilities of several networks are averaged. DATA is a folder of images, or the name of a data set or an npz
 file, whose test images are predicted. If a folder has a folder test/, only the images in it are predicted. If DATA is
-the folder that the runs were trained on, only their test images are. An image in a folder that is named like a class
-has that label; the others are unlabelled.
+the folder that the runs were trained on, or a copy of it, only their test images are. An image in a folder that is
+named like a class has that label; the others are unlabelled.
 
-A Bayesian network averages `--samples` draws of its weights. The table has a row per image: its label, the predicted
-class, the entropy of the prediction in nats, its two parts, and the probability of each class. "aleatoric" is the mean
-entropy of the single draws, for several networks the mean over these, which comes from ambiguous images;
-"mutual_information" is the rest, the disagreement of draws and networks, which more labels reduce. The unlabelled
-images with the most of it are named: label those next. The picture has the table's name with .png: the surest images,
-the least sure ones, and the wrong ones where labels are known. Accuracy, NLL, ECE (expected calibration error) and
-Brier score of each network and of their ensemble are printed. Files that exist are replaced.
+A Bayesian network averages `--samples` draws of its weights. Dropout is off, also of a network that was trained with
+it. The table has a row per image: its label, the predicted class, the entropy of the prediction in nats, its two parts,
+and the probability of each class. "aleatoric" is the mean entropy of the single draws, for several networks the mean
+over these, which comes from ambiguous images; "mutual_information" is the rest, the disagreement of draws and networks,
+which more labels reduce. The unlabelled images with the most of it are named: label those next. A single network
+without draws has none of it: there the images with the largest entropy are named. The picture has the table's name with
+.png: the surest images, the least sure ones, and the wrong ones where labels are known. Accuracy, NLL, ECE (expected
+calibration error) and Brier score of each network and of their ensemble are printed. Files that exist are replaced.
 """
 
 import os
@@ -32,6 +33,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 10  # images in a row of the picture, and that are named
+
+
+def is_copy(params: dict[str, Any], files: Sequence[Path], images: "Tensor", labels: "Tensor") -> bool:
+    """Whether the images of a folder are those of FOLDER/<class>/ that a run, given by its params, has loaded."""
+    import utils
+    from data.split import train_test
+    from runs.checkpoint import stored_inputs
+
+    index = [i for i, file in enumerate(files) if len(file.parts) == 2 and labels[i] >= 0]
+    data = utils.DataSet(images[index], labels[index])
+    try:
+        parts = [data[part] for part in train_test(data.labels.numpy(), *utils.folder_split(params))]
+        utils.check_test_data(params, *parts)
+    except ValueError:  # other images, or too few to split
+        return False
+    return "data" in stored_inputs(params)
 
 
 def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "Tensor", "Tensor"]:
@@ -54,24 +71,25 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
         for own in runs if of_run else ():
             utils.check_test_data(own, train, test)
         return [str(i) for i in range(len(test.labels))], *test
-    # Of the folder that the run learnt from, only what it did not learn from.
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
-        if of_run:
-            splits = {utils.folder_split(own) for own in runs}
-            # Without train/ a test image of one run may be one that another learnt.
-            if len(splits) > 1 and not Path(data, "train").is_dir():
-                found = ", ".join(f"{fraction:g} by seed {seed}" for fraction, seed in sorted(splits))
-                raise UserError(f"RUN_DIR: found runs with the test images {found} of {data}, expected one split")
-            parts = read_folder(Path(data), shape, *utils.folder_split(params))
-            sets = [utils.DataSet(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]
-            for own in runs:
-                utils.check_test_data(own, *sets)
-            return [os.path.relpath(file, data) for file in parts[1].files], *sets[1]
-        files, images = read_any(folder, shape)
-    numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files]
-    return [str(path) for path in files], images, torch.tensor(labels)
+        if not of_run:
+            files, images = read_any(folder, shape)
+            numbers = {name: i for i, name in enumerate(classes)}
+            labels = torch.tensor([numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files])
+            if folder != Path(data) or not any(is_copy(own, files, images, labels) for own in runs):
+                return [str(path) for path in files], images, labels
+        # Of the folder that the run learnt from, only what it did not learn from.
+        splits = {utils.folder_split(own) for own in runs}
+        # Without train/ a test image of one run may be one that another learnt.
+        if len(splits) > 1 and not Path(data, "train").is_dir():
+            found = ", ".join(f"{fraction:g} by seed {seed}" for fraction, seed in sorted(splits))
+            raise UserError(f"RUN_DIR: found runs with the test images {found} of {data}, expected one split")
+        parts = read_folder(Path(data), shape, *utils.folder_split(params))
+        sets = [utils.DataSet(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]
+        for own in runs:
+            utils.check_test_data(own | {"data": data}, *sets)
+        return [os.path.relpath(file, data) for file in parts[1].files], *sets[1]
 
 
 def check_runs(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> None:
@@ -173,9 +191,11 @@ def main(argv: list[str] | None = None) -> None:
         printed += [(f"ensemble of {len(members)}", together)] if len(members) > 1 else []
         found = [[name, *scores(own.log_p[known], labels[known]).values()] for name, own in printed]
         print(tabulate.tabulate(found, ["run", "accuracy", "NLL (nats)", "ECE", "Brier"], floatfmt=".4f"))
-    ask = [i for i in parts["mutual_information"].argsort(descending=True, stable=True).tolist() if not known[i]]
-    if ask and parts["mutual_information"].any():  # it is exactly 0 without a second draw or network
-        print(f"largest mutual information, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
+    # The mutual information is exactly 0 without a second draw or network.
+    measure = "mutual_information" if parts["mutual_information"].any() else "entropy"
+    ask = [i for i in parts[measure].argsort(descending=True, stable=True).tolist() if not known[i]]
+    if ask:
+        print(f"largest {measure.replace('_', ' ')}, to label next: {', '.join(names[i] for i in ask[:SHOWN])}")
     if args.export:
         export(nets[0].cpu(), MODELS[params["model"]].image_shape, args.export)
         print(f"mean network: {args.export}")

@@ -64,22 +64,25 @@ def kernel_fingerprints(args: Namespace) -> dict[str, str]:
     return {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCES}
 
 
-def check_inputs(script: str, roots: Sequence[Path]) -> None:
-    """Check that runs of a script had the images, VAEs, flows and kernels that their paths have now. Raises UserError.
+def check_inputs(script: str, roots: Sequence[Path], images: bool = True) -> None:
+    """Check that runs of a script had the VAEs, flows and kernels, and with `images` also the images, that their paths
+    have now. Raises UserError.
 
     A trial is identified by its paths and not by what the files contain, so an earlier one may have had other files.
     """
-    from runs.checkpoint import fingerprint
+    from runs.checkpoint import fingerprint, stored_inputs
 
+    kinds = [(KERNELS, kernel_fingerprints)]
+    if images:
+        kinds.append((IMAGES, image_fingerprints))
     current: dict[str, dict[str, str]] = {}  # fingerprints, by the options that they depend on
     for root in roots:
         params = read_yaml(root / "params.yaml")
-        for options, find in ((IMAGES, image_fingerprints), (KERNELS, kernel_fingerprints)):
+        for options, find in kinds:
             key = repr([(option, params.get(option)) for option in options])
             if key not in current:
                 current[key] = find(load_script(find_script(script))["parse"](["--config", str(root / "params.yaml")]))
             for option, expected in current[key].items():
-                if params.get("inputs", {}).get(option, fingerprint([])) != expected:
-                    raise UserError(
-                        f"{root}: its --{option} has changed since this run, expected the same: use another DWP_PATH"
-                    )
+                if stored_inputs(params).get(option, fingerprint([])) != expected:
+                    expectation = "expected the same; new runs need another DWP_PATH"
+                    raise UserError(f"{root}: its --{option} has changed since this run, {expectation}")

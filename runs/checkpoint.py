@@ -5,7 +5,7 @@ import io
 import os
 import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def fingerprint(content: Sequence[nn.Module | Tensor | str]) -> str:
             array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value.encode()
             digest.update(array)
     return digest.hexdigest()
+
+
+def stored_inputs(params: Mapping[str, Any]) -> Mapping[str, str]:
+    """The fingerprints of what a run has loaded, by option, from its params.yaml; empty for a run of older code."""
+    return params["inputs"] if isinstance(params.get("inputs"), dict) else {}
 
 
 def check_state(module: nn.Module, state: dict[str, Tensor], label: str) -> None:

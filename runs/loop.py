@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from runs.checkpoint import fingerprint, load_file, named_leaves, restore, save_tensors, training_state
+from runs.checkpoint import fingerprint, load_file, named_leaves, restore, save_tensors, stored_inputs, training_state
 from runs.directory import environment, make_run_directory
 from runs.errors import Stopped, UserError, user_error
 from runs.files import read_yaml, write_yaml
@@ -92,7 +92,7 @@ class Run:
         """
         file = self.root / "params.yaml"
         params = read_yaml(file)
-        began = params["inputs"] if isinstance(params.get("inputs"), dict) else {}
+        began = stored_inputs(params)
         overrides = self.args.overrides
         for option in {*began, *(set(overrides) - set(NOT_IDENTIFYING))}:
             found, expected = hashes.get(option, "none: it is not read"), began.get(option, "none: it was not stored")

@@ -2,7 +2,12 @@
 
 import base64
 import hashlib
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
 
 from sweeps.page import SORT
 
@@ -40,3 +45,21 @@ def elements_of(page):
     digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'") and policy.endswith(f"; script-src 'sha256-{digest}'")
     return elements
+
+
+def assert_no_error_in_browser(page: Path, text: str) -> None:
+    """Chromium runs the script of a page with this text, and its console has no message: the policy refuses nothing.
+
+    It refuses a script and an image that are added to the page.
+    """
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("chromium is not installed, which shows the page")
+    hostile = page.with_name("hostile.html")
+    hostile.write_text(page.read_text().replace("</h1>", "</h1><script>console.log(7)</script><img src=x>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    options.append(f"--user-data-dir={page.with_name('profile')}")
+    for file, refused in ((page, False), (hostile, True)):
+        done = subprocess.run([browser, *options, f"file://{file}"], capture_output=True, text=True)
+        assert text in done.stdout and ("CONSOLE" in done.stderr) == refused, done.stderr
+        assert not refused or "violates" in done.stderr

@@ -5,6 +5,7 @@ import random
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_crop_and_resize(tmp_path):
         (tmp_path / name).mkdir()
         ramp = np.broadcast_to(np.arange(0, 252, 1.5).astype(np.uint8), (84, 168))
         Image.fromarray(ramp.copy()).save(tmp_path / name / "x.png")
-    part, _ = images.read_part(tmp_path, ["a", "b"], GREY, tmp_path)
+    part, *_ = images.read_part(tmp_path, ["a", "b"], GREY, tmp_path)
     pixels = part.images[0, 0].astype(float)
     expected = np.arange(0, 252, 1.5)[42:126].reshape(28, 3).mean(1)
     assert np.abs(pixels[:, 1:-1] - expected[1:-1]).max() <= 1.5 and (np.ptp(pixels, 0) == 0).all()
@@ -125,30 +126,53 @@ def test_an_upright_photograph(tmp_path):
 
 
 def test_the_order_of_files_does_not_matter(color_folder, monkeypatch):
-    expected = load(color_folder)
-    walk = type(color_folder).rglob
+    """The same files in the same order, however the file system lists files and classes."""
+    expected = images.read_folder(color_folder, COLOUR, 0.2, 42)
+    listed = []
 
-    def shuffled(self, pattern):
-        found = list(walk(self, pattern))
-        random.Random(0).shuffle(found)
-        return found
+    def shuffled(method):
+        def wrapped(*args):
+            found = list(method(*args))
+            listed.append(method.__name__)
+            return iter(random.Random(0).sample(found, len(found)))
 
-    monkeypatch.setattr(type(color_folder), "rglob", shuffled)
-    for part, other in zip(expected, load(color_folder), strict=True):
-        assert torch.equal(part.images, other.images) and torch.equal(part.labels, other.labels)
+        return wrapped
+
+    for name in ("glob", "iterdir"):
+        monkeypatch.setattr(Path, name, shuffled(getattr(Path, name)))
+    found = images.read_folder(color_folder, COLOUR, 0.2, 42)
+    for part, other in zip(expected, found, strict=True):
+        assert part.files.tolist() == other.files.tolist() and part.labels.tolist() == other.labels.tolist()
+    assert {"glob", "iterdir"} <= set(listed)
 
 
-def test_two_levels(color_folder, tmp_path):
+def test_files_that_are_not_read_are_named(color_folder, capsys):
+    """Those without the ending of an image, and images in a folder of a class; no hidden ones."""
+    shutil.copytree(color_folder / "red", color_folder / "red" / "more")
+    (color_folder / "red" / ".DS_Store").touch()
+    assert sum(len(part.labels) for part in load(color_folder)) == 30
+    shown = "blue/notes.txt, green/notes.txt, red/more/0.png, red/more/1.bmp, red/more/2.tiff, ..."
+    assert capsys.readouterr().err == f"{color_folder}: 14 other files are not read: {shown}\n"
+    images.read_any(color_folder, COLOUR)
+    assert "4 other files are not read: blue/notes.txt, green/notes.txt, red/more/notes" in capsys.readouterr().err
+
+
+def test_two_levels(color_folder, tmp_path, capsys):
     root = tmp_path / "two"
     root.mkdir()
     os.rename(color_folder, root / "train")
     train, test = load(root)
     assert len(train.labels) == 30 and test.images.shape == (0, *COLOUR)
+    assert f"{root}: found no test/, the network is not evaluated\n" in capsys.readouterr().err
+    (root / "val").mkdir()
+    load(root)
+    assert f"{root}: found val/ but no test/, the network is not evaluated\n" in capsys.readouterr().err
     for name in COLORS:
         (root / "test" / name).mkdir(parents=True)
         os.rename(root / "train" / name / "3.PNG", root / "test" / name / "3.PNG")
     train, test = load(root)
     assert len(train.labels) == 27 and test.labels.tolist() == [0, 1, 2]
+    assert "not evaluated" not in capsys.readouterr().err
     (root / "test" / "pink").mkdir()
     with pytest.raises(UserError, match=r"found the classes .*'pink'.*, expected those of train"):
         load(root)

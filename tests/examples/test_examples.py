@@ -10,8 +10,13 @@ from tests.conftest import COLORS
 
 
 def test_own_network(color_folder, tmp_path):
-    """It learns three colors, prints its predictions of the test images, and writes a state dict."""
-    (color_folder / ".cache").rmdir()
+    """It learns three colors, one image of which is damaged, predicts those in test/, and writes a state dict."""
+    for name in COLORS:
+        (tmp_path / "two" / "test" / name).mkdir(parents=True)
+        for file in ("0.png", "4.webp"):
+            (color_folder / name / file).rename(tmp_path / "two" / "test" / name / file)
+    color_folder.rename(tmp_path / "two" / "train")
+    (tmp_path / "two" / "train" / "red" / "5.png").write_bytes(b"damaged")
     source = (ROOT / "examples" / "own_network.py").read_text()
     changed = source.replace("SIDE, EPOCHS, KL_WEIGHT = 64, 20,", "SIDE, EPOCHS, KL_WEIGHT = 32, 3,")
     changed = changed.replace("Path(__file__).resolve().parent.parent", f"Path({str(ROOT)!r})").replace(
@@ -19,15 +24,12 @@ def test_own_network(color_folder, tmp_path):
     )
     assert source.count("SIDE, EPOCHS") == 1 and changed.count("samples=2)") == 1
     done = subprocess.run(
-        [sys.executable, "-c", changed, str(color_folder)], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", changed, str(tmp_path / "two")], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    *epochs, last = done.stdout.splitlines()[:3], done.stdout.splitlines()[-1]
-    assert (
-        epochs[0][2].startswith("epoch 3: loss ")
-        and last.startswith("test accuracy ")
-        and last.endswith(" on 6 images")
-    )
+    epoch, last = done.stdout.splitlines()[3], done.stdout.splitlines()[-1]  # after what the images are converted to
+    assert epoch.startswith("epoch 3: loss ") and "1 damaged images are left out: train/red/5.png" in done.stderr
+    assert last.startswith("test accuracy ") and last.endswith(" on 6 images")
     assert sum(line.startswith(tuple(f"{name}: " for name in COLORS)) for line in done.stdout.splitlines()) == 6
     state = torch.load(tmp_path / "own_network.torch", weights_only=True)
     assert {"conv1.mean.weight", "conv1.var.weight", "fc.weight"} <= set(state)

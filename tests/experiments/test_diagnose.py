@@ -11,8 +11,9 @@ from experiments import diagnose
 from models.bayes import BayesConv2d, bayesian_layers, kl
 from models.build import build_vae
 from models.priors import DeepWeightPrior
+from runs.files import read_yaml, write_yaml
 from tests.conftest import network_argv
-from tests.pages import elements_of
+from tests.pages import assert_no_error_in_browser, elements_of
 
 
 def log_density(vae, w):
@@ -70,6 +71,32 @@ def test_the_page(options, small_inputs, script, tmp_path, capsys):
     if sampled:
         assert sum(row["KL"] for row in rows) == pytest.approx(kl(net).item(), rel=0.2)
     assert re.search(r"page: .*d\.html", capsys.readouterr().out)
+
+
+def test_a_browser_reports_no_error(small_inputs, script, tmp_path):
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", "vae", "--ens", "2"]
+    root, out = script("train-bnn.py").main(argv).root, tmp_path / "d.html"
+    diagnose.main([str(root), "--out", str(out), "--samples", "20", "--kernels", "3"])
+    assert_no_error_in_browser(out, "The bound of the KL")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"inputs": {"vae_list": "0" * 64}}, "its --vae_list has changed since this run, expected the same"),
+        ({"reverse": "train"}, "model.torch: features.conv1.prior"),
+    ],
+)
+def test_a_run_with_another_prior(change, message, small_inputs, script, tmp_path, capsys):
+    """The VAEs at its paths, or the options in its params.yaml, are no longer those that the network learnt with."""
+    argv = [*network_argv(small_inputs, "fconv", "bayes", "vae"), "--prior", "vae", "--ens", "2"]
+    root = script("train-bnn.py").main(argv).root
+    write_yaml(root / "params.yaml", read_yaml(root / "params.yaml") | change)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        diagnose.main([str(root), "--out", str(tmp_path / "d.html")])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and len(err.splitlines()) == 1
 
 
 def test_another_run(small_inputs, script, capsys):

@@ -135,6 +135,24 @@ def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     assert stop.value.code == 2 and "found other images than those of the run" in capsys.readouterr().err
 
 
+def test_a_copy_of_the_folder(run, color_folder, tmp_path):
+    """Only what the run did not learn from is predicted, as of the folder itself; of other images all are."""
+    copy, out = tmp_path / "copy", tmp_path / "p.csv"
+    shutil.copytree(color_folder, copy)
+    found = []
+    for folder in (color_folder, copy):
+        predict.main([str(run), str(folder), "--out", str(out), "--samples", "2"])
+        found.append(table(out))
+    assert found[0] == found[1] and len(found[0]) == 6
+    (copy / "red" / "0.png").unlink()
+    predict.main([str(run), str(copy), "--out", str(out), "--samples", "2"])
+    assert len(table(out)) == 29
+    for file in (copy / "red").iterdir():
+        file.unlink()
+    predict.main([str(run), str(copy), "--out", str(out), "--samples", "2"])
+    assert len(table(out)) == 20
+
+
 def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, capsys):
     (tmp_path / "two").mkdir()
     shutil.move(color_folder, tmp_path / "two" / "train")
@@ -147,18 +165,24 @@ def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, caps
 
 def test_unlabelled_images(run, tmp_path, capsys):
     (tmp_path / "new" / "red").mkdir(parents=True)
-    for name in ("b.png", "a.jpg", "red/c.png"):
-        Image.new("RGB", (50, 40), "red").save(tmp_path / "new" / name)
+    for name, color in (("b.png", "red"), ("a.jpg", "gold"), ("red/c.png", "red")):
+        Image.new("RGB", (50, 40), color).save(tmp_path / "new" / name)
     (tmp_path / "new" / "broken.png").write_bytes(b"x")
     predict.main([str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p.csv"), "--samples", "3"])
     rows = sorted(table(tmp_path / "p.csv")[:2], key=lambda row: -float(row["mutual_information"]))
-    assert f"to label next: {rows[0]['image']}, {rows[1]['image']}\n" in capsys.readouterr().out
+    assert (
+        f"largest mutual information, to label next: {rows[0]['image']}, {rows[1]['image']}\n"
+        in capsys.readouterr().out
+    )
     predict.main([str(run), str(tmp_path / "new"), "--out", str(tmp_path / "p.csv"), "--samples", "0"])
     out, err = capsys.readouterr()
     rows = table(tmp_path / "p.csv")
     assert [(row["image"], row["label"]) for row in rows] == [("a.jpg", ""), ("b.png", ""), ("red/c.png", "red")]
     assert "1 damaged images are left out: broken.png" in err and "accuracy" in out
-    assert all(float(row["mutual_information"]) == 0 for row in rows) and "label next" not in out
+    assert all(float(row["mutual_information"]) == 0 for row in rows)
+    first, second = sorted(rows[:2], key=lambda row: -float(row["entropy"]))
+    assert first["entropy"] != second["entropy"]
+    assert f"largest entropy, to label next: {first['image']}, {second['image']}\n" in out
     assert rows[1]["p_red"] == rows[2]["p_red"]
 
 

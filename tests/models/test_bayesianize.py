@@ -151,6 +151,16 @@ def test_a_resnet(tmp_path):
     assert torch.isfinite(kl(net.to(torch.float64)))
 
 
+def test_the_hub_with_another_utils(tmp_path):
+    """A program whose own module has the name of one of the project's is told so, instead of an AttributeError."""
+    (tmp_path / "utils.py").write_text("")
+    code = f"import torch, utils; torch.hub.load({str(ROOT)!r}, 'vae7x7', source='local')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: utils: found ") and str(tmp_path / "utils.py") in last, done.stderr
+    assert last.endswith(f"expected {ROOT / 'utils.py'}: give yours another name")
+
+
 def test_the_hub(tmp_path):
     """The entries, loaded from another folder by a process that knows the project's folder alone."""
     code = f"""
