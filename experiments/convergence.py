@@ -70,7 +70,7 @@ COLOUR = Task(
     steps=(100, 400),
     digits=3,
 )
-SMOKE = {"seeds": (1, 2), "steps": (10,), "target": None}
+SMOKE = {"seeds": (1, 2), "steps": (10,)}
 # By scale and part, which has the name of its data in published.csv.
 SCALES = {
     "smoke": {

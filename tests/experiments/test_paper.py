@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 
 from experiments import active, classification, convergence, feature_extraction, few_shot, paper, training, uncertainty
-from experiments.methods import Method
+from experiments.methods import METHODS, Method
 from runs.errors import UserError
 from runs.files import read_yaml
 from tests.conftest import network_argv
 from tests.experiments.conftest import REPORT, mean_and_std
+
+
+@pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
+def test_the_scale_smoke(module, run_experiment, monkeypatch):
+    """All parts of the scale, from the trainings to the report."""
+    monkeypatch.setattr(few_shot, "METHODS", {name: row._replace(epochs=1) for name, row in METHODS.items()})
+    rows, _ = run_experiment(module, lambda small: module.SCALES["smoke"])
+    assert len(rows) > len(module.SCALES["smoke"])
 
 
 def test_convergence(run_experiment):
