@@ -9,8 +9,8 @@ no temperature, no prior of the classifier, no augmentation, the published rates
 network. An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There
 the settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
 learnt too. All methods start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same
-images. A report has the parts of one command. The figure, `classification.png` and `.pdf`, has means and standard
-errors over splits, whose seeds are averaged first; values of the paper's figure are dashed.
+images. A report has the parts of one command. The tables and the figure, `classification.png` and `.pdf`, have means
+and standard errors over splits, whose seeds are averaged first; values of the paper's figure are hollow and dashed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from data.idx import of_classes
 from experiments.few_shot import Score, by_split, read_score, tune_experiment
 from experiments.methods import CIFARNETNEW, CLASSIFICATION, PREDICTIONS, SHAPE, SHAPE_COLOUR
-from experiments.paper import CIFAR, Experiment, mean_text, parse, published, require_files, write_report
+from experiments.paper import CIFAR, Experiment, parse, published, require_files, write_report
 from experiments.subsets import stored_npz
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors
 from runs.log import read_rows
+from sweeps.tables import summary
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
@@ -194,13 +195,21 @@ def published_accuracies(method: str, data: str) -> dict[str, float]:
     return published("classification", data, {"l2": "deterministic"}.get(name, name))
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of values, and its standard error."""
+    found = summary(list(values))
+    return found["mean"], found["std"] / found["n"] ** 0.5
+
+
 def block(results: Results, data: str) -> list[list[str]]:
-    """A table with its headers: per method and number of images, mean ± std (n) over splits, and published values."""
-    rows = [["method", "images", *SCORES.values(), "published accuracy"]]
+    """A table with its headers, per method and number of images, and the published accuracies."""
+    headers = [f"{label}: mean ± standard error (n)" for label in SCORES.values()]
+    rows = [["method", "images", *headers, "published accuracy"]]
     for method, by_size in results.items():
         paper = published_accuracies(method, data)
         for n, splits in by_size.items():
-            scores = [mean_text([split[name] for split in splits], 3) for name in SCORES]
+            found = [mean_and_error([split[name] for split in splits]) for name in SCORES]
+            scores = [f"{mean:.3f} ± {error:.3f} ({len(splits)})" for mean, error in found]
             rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
     return rows
 
@@ -208,17 +217,14 @@ def block(results: Results, data: str) -> list[list[str]]:
 def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"]]:
     """A panel of the figure for each score, with the published accuracies."""
     from sweeps.plots import Curve
-    from sweeps.tables import summary
 
     panels: dict[str, list[Curve]] = {label: [] for label in SCORES.values()}
     for method, by_size in results.items():
         paper = published_accuracies(method, data)
         for score, label in SCORES.items():
-            found = [summary([split[score] for split in own]) for own in by_size.values()]
-            errors = [point["std"] / point["n"] ** 0.5 for point in found]
+            found = [mean_and_error([split[score] for split in own]) for own in by_size.values()]
             points = [(str(n), paper[str(n)]) for n in by_size if score == "acc" and str(n) in paper]
-            curve = Curve(method, [str(n) for n in by_size], [point["mean"] for point in found], errors, points)
-            panels[label].append(curve)
+            panels[label].append(Curve(method, [str(n) for n in by_size], *zip(*found, strict=True), points))
     return {f"{label}, {title[0].lower()}{title[1:]}": curves for label, curves in panels.items()}
 
 

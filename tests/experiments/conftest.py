@@ -58,5 +58,5 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
     return run
 
 
-def mean_and_std(text):
+def mean_and_spread(text):
     return [float(x) for x in re.fullmatch(r"(\S+) ± (\S+) \(2\)", text).groups()]

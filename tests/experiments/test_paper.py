@@ -8,7 +8,7 @@ from experiments.methods import METHODS, Method
 from runs.errors import UserError
 from runs.files import read_yaml
 from tests.conftest import network_argv
-from tests.experiments.conftest import REPORT, mean_and_std
+from tests.experiments.conftest import REPORT, mean_and_spread
 
 
 @pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
@@ -28,7 +28,7 @@ def test_convergence(run_experiment):
     for row, own in zip(rows[1:], (logs[:2], logs[2:4], logs[4:]), strict=True):
         for step, cell in ((1, row[1]), (2, row[3])):
             values = [next(r["test_elbo"] for r in log if r["t"] == step) for log in own]
-            assert mean_and_std(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
+            assert mean_and_spread(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
     assert rows[1][2::2] == ["", ""]
 
 
@@ -54,7 +54,7 @@ def test_feature_extraction(run_experiment):
     accuracies = np.reshape([log[-1]["test_acc"] for log in logs], (3, 2, 2))  # initialization, scale, seed
     for i, row in enumerate(rows[1:]):
         for own, cell in zip(accuracies[:, i], row[1::2], strict=True):
-            assert mean_and_std(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
+            assert mean_and_spread(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
     assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
 
 
@@ -71,6 +71,7 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
     parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
     rows, logs = run_experiment(classification, lambda small: parts)
+    assert rows[0][2] == "test accuracy: mean ± standard error (n)"
     assert [row[:2] for row in rows] == [
         ["method", "images"],
         ["l2", "10"],
@@ -83,9 +84,9 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     assert [len(bnns), len(tuning), len(rest)] == [2, 3, 8]
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
-        assert mean_and_std(row[3]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
+        assert mean_and_spread(row[3]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
     own = np.array([log[-1]["ens[10]_test_acc"] for log in bnns])
-    assert mean_and_std(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
+    assert mean_and_spread(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
 
 
 def colour_file(path, classes, parts=("train", "test")):
@@ -113,7 +114,7 @@ def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, 
     rows, logs = run_experiment(classification, lambda small: {"ours-cifar10": part}, *options)
     assert rows[1][:2] == ["l2-colour", "50"] and len(logs) == 2 + 4
     by_split = np.reshape([log[-1]["test_nll"] for log in logs[2:]], (2, 2)).mean(1)
-    assert mean_and_std(rows[1][3]) == pytest.approx([by_split.mean(), by_split.std(ddof=1)], abs=6e-4)
+    assert mean_and_spread(rows[1][3]) == pytest.approx([by_split.mean(), by_split.std(ddof=1) / 2**0.5], abs=6e-4)
     assert (sandbox / "out" / "settings-cifar10.yaml").exists()
     (tasks,) = (sandbox / "logs" / "classification-smoke" / "tasks").glob("80-*.npz")
     runs = [read_yaml(path)["data"] for path in sorted(sandbox.glob("logs/*/runs/*/params.yaml"))]
