@@ -7,6 +7,7 @@ from experiments import active, classification, convergence, feature_extraction,
 from experiments.methods import METHODS, Method
 from runs.errors import UserError
 from runs.files import read_yaml
+from sweeps import plots
 from tests.conftest import network_argv
 from tests.experiments.conftest import REPORT, mean_and_spread
 
@@ -19,8 +20,12 @@ def test_the_scale_smoke(module, run_experiment, monkeypatch):
     assert len(rows) > len(module.SCALES["smoke"])
 
 
-def test_convergence(run_experiment):
+def test_convergence(run_experiment, monkeypatch):
     task = convergence.SCALES["smoke"]["mnist-vae"]._replace(steps=(1, 2))
+    draw, drawn = plots.plot_panels, {}
+    monkeypatch.setattr(
+        plots, "plot_panels", lambda panels, *more, **layout: drawn.update(panels) or draw(panels, *more, **layout)
+    )
     rows, logs = run_experiment(
         convergence, lambda small: {"mnist-vae": task._replace(shared=small(task.shared) + " --eval_freq 1")}
     )
@@ -30,6 +35,7 @@ def test_convergence(run_experiment):
             values = [next(r["test_elbo"] for r in log if r["t"] == step) for log in own]
             assert mean_and_spread(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
     assert rows[1][2::2] == ["", ""]
+    assert [(curve.label, curve.x) for curve in drawn[task.ylabel]] == [(init, [2]) for init in paper.INITS]
 
 
 def test_steps_to_a_target():
