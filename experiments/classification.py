@@ -225,7 +225,7 @@ def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"
             found = [mean_and_error([split[score] for split in own]) for own in by_size.values()]
             points = [(str(n), paper[str(n)]) for n in by_size if score == "acc" and str(n) in paper]
             panels[label].append(Curve(method, [str(n) for n in by_size], *zip(*found, strict=True), points))
-    return {f"{label}, {title[0].lower()}{title[1:]}": curves for label, curves in panels.items()}
+    return {f"{label},\n{title[0].lower()}{title[1:]}": curves for label, curves in panels.items()}
 
 
 @one_line_errors

@@ -74,7 +74,9 @@ SMOKE = {"seeds": (1, 2), "steps": (10,)}
 # By scale and part, which has the name of its data in published.csv.
 SCALES = {
     "smoke": {
-        "mnist-vae": IMAGE_VAE._replace(shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --eval_freq 5", **SMOKE),
+        "mnist-vae": IMAGE_VAE._replace(
+            shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --eval_freq 5", **SMOKE
+        ),
         "mnist": FCONV._replace(shared="--data mnist --hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1", **SMOKE),
     },
     "laptop": {"mnist-vae": IMAGE_VAE, "mnist": FCONV, "cifar10": COLOUR},

@@ -73,17 +73,17 @@ def plot_panels(
     size = (4.5 * columns + 1.5, 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
-    hollow = {"markerfacecolor": "none", "linewidth": 1, "linestyle": "none" if bands else "--"}
+    hollow = {"markerfacecolor": "none", "markersize": 5, "linewidth": 1, "linestyle": "none" if bands else "--"}
     for axis, xlabel, (ylabel, curves) in zip(axes.flat, xlabels, panels.items(), strict=True):
         for i, (curve, marker) in enumerate(zip(curves, cycle(MARKERS), strict=False)):
-            shift = 0.08 * (i - (len(curves) - 1) / 2) if isinstance(curve.x[0], str) else 0
+            shift = 0.05 * (i - (len(curves) - 1) / 2) if isinstance(curve.x[0], str) else 0
             moved = Affine2D().translate(shift, 0) + axis.transData
             if bands:
                 (line,) = axis.plot(curve.x, curve.y, label=curve.label)
                 low, high = np.subtract(curve.y, curve.spread), np.add(curve.y, curve.spread)
                 axis.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
             else:
-                look = {"marker": marker, "linewidth": 1, "capsize": 2, "transform": moved}
+                look = {"marker": marker, "markersize": 5, "linewidth": 1, "capsize": 2, "transform": moved}
                 line = axis.errorbar(curve.x, curve.y, curve.spread, label=curve.label, **look)[0]
             if curve.published:
                 points = zip(*curve.published, strict=True)
