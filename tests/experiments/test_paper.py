@@ -152,8 +152,28 @@ def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypa
 @pytest.mark.parametrize("target", [classification.MNIST, classification.CIFAR10])
 def test_the_scripts_accept_what_was_published(target, script):
     for file, shared, _ in classification.as_published(target).values():
-        args = script(file).parse(f"{shared} --data cifar --num_examples 50".split())
+        args = script(file).parse(f"{shared} --data cifar --num_examples 50".replace("{vaes}", "vaes").split())
         assert args.epochs == 10000 and args.model == {"mnist": "fconv", "cifar10": "cifarnetnew"}[target.name]
+
+
+def test_the_part_published_with_other_vaes(sandbox, vae_folder, monkeypatch, capsys):
+    def run_sweep(name, trials, resources, command, accepted=""):
+        raise InterruptedError(trials[0].argv)
+
+    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    folders = [sandbox / "my vaes" / f"vae{k}x{k}" for k in (7, 5)]
+    folders[0].parent.mkdir()
+    command = ["--scale", "laptop", "--vaes", str(sandbox / "my vaes"), "--parts"]
+    for folder, k in zip(folders, (7, 5), strict=True):
+        with pytest.raises(SystemExit) as stop:
+            classification.main([*command, "ours", "published"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and f"error: --vaes: {folder / 'params.yaml'}: No such file" in line
+        folder.symlink_to(vae_folder(k))
+    for part, used in (("ours", False), ("published", True)):
+        with pytest.raises(InterruptedError) as stop:
+            classification.main([*command, part])
+        assert [str(folder) in stop.value.args[0] for folder in folders] == [used, used]
 
 
 FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
