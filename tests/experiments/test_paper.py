@@ -203,6 +203,11 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         module.main(["--scale", scale, "--parts", part])
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_has_three_scales(module):
+    assert list(module.SCALES) == ["smoke", "laptop", "paper"]
+
+
 def test_a_part_of_another_scale(sandbox, capsys):
     with pytest.raises(SystemExit) as stop:
         convergence.main(["--scale", "smoke", "--parts", "cifar10"])
