@@ -59,6 +59,7 @@ FCONV = Task(
     "fconv: test accuracy",
     range(1, 11),
     target=0.96,
+    digits=3,
 )
 COLOUR = Task(
     "train-net.py",
