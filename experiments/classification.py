@@ -1,16 +1,23 @@
 """The paper's figure of classification: accuracy, NLL and ECE against the number of training images.
 
-    python -m experiments.classification --scale smoke|laptop|paper [--parts ours published ...] [--cifar10 NAME]
-        [--cifar100 NAME] [--out DIR] [--report FILE.md] [-- --cpus 1]
+    python -m experiments.classification --scale smoke|laptop|paper [--parts ours published ...] [--vaes DIR]
+        [--cifar10 NAME] [--cifar100 NAME] [--out DIR] [--report FILE.md] [-- --cpus 1]
 
 Two blocks: *as we would run it*, the methods of `experiments.few_shot` with images that are augmented in each step, and
 with the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs,
 no temperature, no prior of the classifier, no augmentation, the published rates, and an ensemble of 10 samples of the
-network. An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There
-the settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
+network. The second block has the four methods of the paper's figure. There is no published setting of `gauss`, `no` or
+`frozen`. `deterministic` is a network without a prior and without l2; its published values stand beside `l2` as well.
+
+An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There the
+settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
 learnt too. All methods start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same
-images. A report has the parts of one command. The figure, `classification.png` and `.pdf`, has means and standard
-errors over splits, whose seeds are averaged first; values of the paper's figure are dashed.
+images. `--vaes` names other VAEs than those of data/fconv, such as the paper's own, for the part `published` alone:
+vae7x7 and vae5x5 in a folder, each with `params.yaml` and `vae_params.torch`. As published the KL is of all kernels at
+scale paper, and of 512 drawn ones at scale laptop.
+
+A report has the parts of one command. The tables and the figure, `classification.png` and `.pdf`, have means and
+standard errors over splits, whose seeds are averaged first; values of the paper's figure are hollow and dashed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +26,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data.idx import of_classes
 from experiments.few_shot import Score, by_split, read_score, tune_experiment
-from experiments.methods import CIFARNETNEW, CLASSIFICATION, PREDICTIONS, SHAPE, SHAPE_COLOUR
-from experiments.paper import CIFAR, Experiment, mean_text, parse, published, require_files, write_report
+from experiments.methods import CIFARNETNEW, CLASSIFICATION, FCONV, PREDICTIONS, SHAPE, SHAPE_COLOUR
+from experiments.paper import CIFAR, Experiment, parse, published, require_files, write_report
 from experiments.subsets import stored_npz
 from models.configs import MODELS
-from runs.errors import UserError, one_line_errors
+from runs.errors import UserError, one_line_errors, user_error
 from runs.log import read_rows
+from sweeps.tables import summary
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
@@ -45,7 +53,7 @@ class Target(NamedTuple):
 
     name : in the published values.
     data : the option `--data` of the runs as published, where `{cifar10}` stands for the option's value.
-    network : the options of the network and of its VAEs.
+    network : the options of the network and of its VAEs, where `{vaes}` stands for the option's value.
     truncated : the configuration with a truncated variance.
     """
 
@@ -55,7 +63,7 @@ class Target(NamedTuple):
     truncated: str
 
 
-MNIST = Target("mnist", "mnist", SHAPE, "bayes-mtrunca")
+MNIST = Target("mnist", "mnist", SHAPE.replace(f"{FCONV}/", "{vaes}/"), "bayes-mtrunca")
 CIFAR10 = Target("cifar10", "{cifar10}", SHAPE_COLOUR, "bayes111-mutrunca")
 
 
@@ -155,6 +163,15 @@ def with_tasks(experiment: Experiment) -> Experiment:
     return experiment._replace(data={**experiment.data, "cifar100": str(task_file(experiment))})
 
 
+def check_vaes(folder: str) -> None:
+    """Check the VAEs of the part published, before the first run. Raises UserError."""
+    import utils
+
+    for name in ("vae7x7", "vae5x5"):
+        with user_error("--vaes:"):
+            utils.load_vae(Path(folder, name))
+
+
 def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:
     """The results of the methods of a part of this name with their chosen settings, and the run directories.
 
@@ -194,13 +211,21 @@ def published_accuracies(method: str, data: str) -> dict[str, float]:
     return published("classification", data, {"l2": "deterministic"}.get(name, name))
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of values, and its standard error."""
+    found = summary(list(values))
+    return found["mean"], found["std"] / found["n"] ** 0.5
+
+
 def block(results: Results, data: str) -> list[list[str]]:
-    """A table with its headers: per method and number of images, mean ± std (n) over splits, and published values."""
-    rows = [["method", "images", *SCORES.values(), "published accuracy"]]
+    """A table with its headers, per method and number of images, and the published accuracies."""
+    headers = [f"{label}: mean ± standard error (n)" for label in SCORES.values()]
+    rows = [["method", "images", *headers, "published accuracy"]]
     for method, by_size in results.items():
         paper = published_accuracies(method, data)
         for n, splits in by_size.items():
-            scores = [mean_text([split[name] for split in splits], 3) for name in SCORES]
+            found = [mean_and_error([split[name] for split in splits]) for name in SCORES]
+            scores = [f"{mean:.3f} ± {error:.3f} ({len(splits)})" for mean, error in found]
             rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
     return rows
 
@@ -208,26 +233,25 @@ def block(results: Results, data: str) -> list[list[str]]:
 def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"]]:
     """A panel of the figure for each score, with the published accuracies."""
     from sweeps.plots import Curve
-    from sweeps.tables import summary
 
     panels: dict[str, list[Curve]] = {label: [] for label in SCORES.values()}
     for method, by_size in results.items():
         paper = published_accuracies(method, data)
         for score, label in SCORES.items():
-            found = [summary([split[score] for split in own]) for own in by_size.values()]
-            errors = [point["std"] / point["n"] ** 0.5 for point in found]
+            found = [mean_and_error([split[score] for split in own]) for own in by_size.values()]
             points = [(str(n), paper[str(n)]) for n in by_size if score == "acc" and str(n) in paper]
-            curve = Curve(method, [str(n) for n in by_size], [point["mean"] for point in found], errors, points)
-            panels[label].append(curve)
-    return {f"{label}, {title[0].lower()}{title[1:]}": curves for label, curves in panels.items()}
+            panels[label].append(Curve(method, [str(n) for n in by_size], *zip(*found, strict=True), points))
+    return {f"{label},\n{title[0].lower()}{title[1:]}": curves for label, curves in panels.items()}
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100"))
+    experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100", "vaes"))
     chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
     if any(part.target is CIFAR10 for part in chosen.values()):
         experiment = with_tasks(experiment)
+    if "published" in chosen:
+        check_vaes(experiment.data["vaes"])
     tables, panels, roots = {}, {}, []
     for name, part in chosen.items():
         run = run_ours if isinstance(part, Ours) else run_theirs

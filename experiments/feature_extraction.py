@@ -6,7 +6,7 @@ An fconv of scale k, on MNIST, has 256 k and 512 k channels; a cifarnet, on CIFA
 hold kernels that the VAEs of data/fconv or data/cifar decode ("dwp"), their source kernels ("filters"), or Xavier's,
 and stay as they are; the classifier and the batch norms learn from all images, with the same settings for all three.
 The figure, `feature_extraction.png` and `.pdf`, has means and standard deviations over seeds; values read off the
-paper's figure are dashed.
+paper's figure are hollow and dashed.
 """
 
 from collections.abc import Sequence

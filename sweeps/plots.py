@@ -1,6 +1,7 @@
 """Figures of kernels, of their VAEs, and of curves."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.transforms import Affine2D
 
 from runs.files import atomic_write
 
@@ -18,6 +20,7 @@ from runs.files import atomic_write
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Solid lines, then dashed ones.
 plt.rcParams["axes.prop_cycle"] = plt.cycler(linestyle=("-", "--")) * plt.cycler(color=CYCLE)
+MARKERS = "oD^vsP*X<>"
 COLORS = "RdBu_r"
 LATENT_RANGE = 2.4  # decoded kernels are drawn at codes between minus and plus this
 LATENT_STEPS = 7
@@ -41,9 +44,9 @@ def save(figure: plt.Figure, path: Path, tight: bool = False, vector: bool = Fal
 
 
 class Curve(NamedTuple):
-    """A curve of `plot_panels`. Where `x` are words, the points stand side by side; `spread` is the error of `y`.
+    """A curve of `plot_panels`. Where `x` are words, they stand side by side; `spread` is the error of `y`.
 
-    `published` are points (x, y) to compare with, drawn hollow and dashed in the same color.
+    `published` are points (x, y) to compare with, drawn with hollow markers in the same color.
     """
 
     label: str
@@ -61,32 +64,36 @@ def plot_panels(
     bands: bool = False,
     rows: int = 1,
 ) -> plt.Figure:
-    """A figure of panels in rows, by the label of the y-axis. The legend of a row's first panel is for the row.
+    """A figure of panels in rows, by the label of the y-axis. Beside each row is the legend of its first panel.
 
     `xlabel` is the label of the x-axis, or one for each panel. With `bands` the spread is a band around a line,
-    otherwise a bar at each point.
+    otherwise a bar at each point; at a word, the bars of the curves stand side by side.
     """
     columns = len(panels) // rows
-    size = (4.5 * columns, 3.6 * rows)
+    size = (4.5 * columns + 1.5, 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    hollow = {"markerfacecolor": "none", "markersize": 5, "linewidth": 1, "linestyle": "none" if bands else "--"}
     for axis, xlabel, (ylabel, curves) in zip(axes.flat, xlabels, panels.items(), strict=True):
-        for curve in curves:
+        for i, (curve, marker) in enumerate(zip(curves, cycle(MARKERS), strict=False)):
+            shift = 0.05 * (i - (len(curves) - 1) / 2) if isinstance(curve.x[0], str) else 0
+            moved = Affine2D().translate(shift, 0) + axis.transData
             if bands:
                 (line,) = axis.plot(curve.x, curve.y, label=curve.label)
                 low, high = np.subtract(curve.y, curve.spread), np.add(curve.y, curve.spread)
                 axis.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
             else:
-                line = axis.errorbar(curve.x, curve.y, curve.spread, marker="o", capsize=3, label=curve.label)[0]
+                look = {"marker": marker, "markersize": 5, "linewidth": 1, "capsize": 2, "transform": moved}
+                line = axis.errorbar(curve.x, curve.y, curve.spread, label=curve.label, **look)[0]
             if curve.published:
                 points = zip(*curve.published, strict=True)
-                axis.plot(
-                    *points, "--s", color=line.get_color(), markerfacecolor="none", label=f"{curve.label}, published"
-                )
+                axis.plot(*points, color=line.get_color(), marker=marker, transform=moved, **hollow)
+        if any(curve.published for curve in curves):
+            axis.errorbar([], [], color="gray", marker="o", label="published", **hollow)
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
         axis.grid(alpha=0.3)
-    for axis in axes[:, 0]:
-        axis.legend()
+    for row in axes:
+        row[-1].legend(*row[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1))
     if title:
         figure.suptitle(title)
     return figure

@@ -21,8 +21,9 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
 
     make = sweep_trials.make_trial
 
-    def make_small(path, words, label):  # the small data sets have no MNIST
-        return make(path, [{"mnist": "not-mnist"}.get(word, word) for word in words], label)
+    def make_small(path, words, label):  # the small data sets have no MNIST, and 20 images
+        small = {"mnist": "not-mnist", "6000": "2", "200": "10"}
+        return make(path, [small.get(word, word) for word in words], label)
 
     def small(text):
         """The arguments of runs in small batches."""
@@ -57,5 +58,5 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
     return run
 
 
-def mean_and_std(text):
+def mean_and_spread(text):
     return [float(x) for x in re.fullmatch(r"(\S+) ± (\S+) \(2\)", text).groups()]

@@ -4,15 +4,28 @@ import numpy as np
 import pytest
 
 from experiments import active, classification, convergence, feature_extraction, few_shot, paper, training, uncertainty
-from experiments.methods import Method
+from experiments.methods import METHODS, Method
 from runs.errors import UserError
 from runs.files import read_yaml
+from sweeps import plots
 from tests.conftest import network_argv
-from tests.experiments.conftest import REPORT, mean_and_std
+from tests.experiments.conftest import REPORT, mean_and_spread
 
 
-def test_convergence(run_experiment):
+@pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
+def test_the_scale_smoke(module, run_experiment, monkeypatch):
+    """All parts of the scale, from the trainings to the report."""
+    monkeypatch.setattr(few_shot, "METHODS", {name: row._replace(epochs=1) for name, row in METHODS.items()})
+    rows, _ = run_experiment(module, lambda small: module.SCALES["smoke"])
+    assert len(rows) > len(module.SCALES["smoke"])
+
+
+def test_convergence(run_experiment, monkeypatch):
     task = convergence.SCALES["smoke"]["mnist-vae"]._replace(steps=(1, 2))
+    draw, drawn = plots.plot_panels, {}
+    monkeypatch.setattr(
+        plots, "plot_panels", lambda panels, *more, **layout: drawn.update(panels) or draw(panels, *more, **layout)
+    )
     rows, logs = run_experiment(
         convergence, lambda small: {"mnist-vae": task._replace(shared=small(task.shared) + " --eval_freq 1")}
     )
@@ -20,8 +33,9 @@ def test_convergence(run_experiment):
     for row, own in zip(rows[1:], (logs[:2], logs[2:4], logs[4:]), strict=True):
         for step, cell in ((1, row[1]), (2, row[3])):
             values = [next(r["test_elbo"] for r in log if r["t"] == step) for log in own]
-            assert mean_and_std(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
+            assert mean_and_spread(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
     assert rows[1][2::2] == ["", ""]
+    assert [(curve.label, curve.x) for curve in drawn[task.ylabel]] == [(init, [2]) for init in paper.INITS]
 
 
 def test_steps_to_a_target():
@@ -46,7 +60,7 @@ def test_feature_extraction(run_experiment):
     accuracies = np.reshape([log[-1]["test_acc"] for log in logs], (3, 2, 2))  # initialization, scale, seed
     for i, row in enumerate(rows[1:]):
         for own, cell in zip(accuracies[:, i], row[1::2], strict=True):
-            assert mean_and_std(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
+            assert mean_and_spread(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
     assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
 
 
@@ -63,6 +77,7 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
     parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
     rows, logs = run_experiment(classification, lambda small: parts)
+    assert rows[0][2] == "test accuracy: mean ± standard error (n)"
     assert [row[:2] for row in rows] == [
         ["method", "images"],
         ["l2", "10"],
@@ -75,9 +90,9 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     assert [len(bnns), len(tuning), len(rest)] == [2, 3, 8]
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
-        assert mean_and_std(row[3]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
+        assert mean_and_spread(row[3]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
     own = np.array([log[-1]["ens[10]_test_acc"] for log in bnns])
-    assert mean_and_std(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1)], abs=6e-4)
+    assert mean_and_spread(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
 
 
 def colour_file(path, classes, parts=("train", "test")):
@@ -105,7 +120,7 @@ def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, 
     rows, logs = run_experiment(classification, lambda small: {"ours-cifar10": part}, *options)
     assert rows[1][:2] == ["l2-colour", "50"] and len(logs) == 2 + 4
     by_split = np.reshape([log[-1]["test_nll"] for log in logs[2:]], (2, 2)).mean(1)
-    assert mean_and_std(rows[1][3]) == pytest.approx([by_split.mean(), by_split.std(ddof=1)], abs=6e-4)
+    assert mean_and_spread(rows[1][3]) == pytest.approx([by_split.mean(), by_split.std(ddof=1) / 2**0.5], abs=6e-4)
     assert (sandbox / "out" / "settings-cifar10.yaml").exists()
     (tasks,) = (sandbox / "logs" / "classification-smoke" / "tasks").glob("80-*.npz")
     runs = [read_yaml(path)["data"] for path in sorted(sandbox.glob("logs/*/runs/*/params.yaml"))]
@@ -137,8 +152,28 @@ def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypa
 @pytest.mark.parametrize("target", [classification.MNIST, classification.CIFAR10])
 def test_the_scripts_accept_what_was_published(target, script):
     for file, shared, _ in classification.as_published(target).values():
-        args = script(file).parse(f"{shared} --data cifar --num_examples 50".split())
+        args = script(file).parse(f"{shared} --data cifar --num_examples 50".replace("{vaes}", "vaes").split())
         assert args.epochs == 10000 and args.model == {"mnist": "fconv", "cifar10": "cifarnetnew"}[target.name]
+
+
+def test_the_part_published_with_other_vaes(sandbox, vae_folder, monkeypatch, capsys):
+    def run_sweep(name, trials, resources, command, accepted=""):
+        raise InterruptedError(trials[0].argv)
+
+    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    folders = [sandbox / "my vaes" / f"vae{k}x{k}" for k in (7, 5)]
+    folders[0].parent.mkdir()
+    command = ["--scale", "laptop", "--vaes", str(sandbox / "my vaes"), "--parts"]
+    for folder, k in zip(folders, (7, 5), strict=True):
+        with pytest.raises(SystemExit) as stop:
+            classification.main([*command, "ours", "published"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and f"error: --vaes: {folder / 'params.yaml'}: No such file" in line
+        folder.symlink_to(vae_folder(k))
+    for part, used in (("ours", False), ("published", True)):
+        with pytest.raises(InterruptedError) as stop:
+            classification.main([*command, part])
+        assert [str(folder) in stop.value.args[0] for folder in folders] == [used, used]
 
 
 FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
@@ -166,6 +201,11 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
     monkeypatch.setattr(classification, "task_file", lambda experiment: sandbox / "tasks.npz")
     with pytest.raises(InterruptedError):
         module.main(["--scale", scale, "--parts", part])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_has_three_scales(module):
+    assert list(module.SCALES) == ["smoke", "laptop", "paper"]
 
 
 def test_a_part_of_another_scale(sandbox, capsys):

@@ -9,7 +9,7 @@ from experiments.methods import METHODS, PREDICTIONS, Method
 from experiments.predictions import Predictions
 from experiments.uncertainty import FOREIGN
 from tests.conftest import network_argv
-from tests.experiments.conftest import mean_and_std
+from tests.experiments.conftest import mean_and_spread
 from utils import DataSet, load_data
 
 
@@ -95,7 +95,7 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
     assert [row[0] for row in rows[:5]] == ["method", "l2", "dropout", "l2, temperature", "2 x l2"]
     last = [log[-1] for log in logs[2:]]  # after a tuning run of each method
     own = [row["test_nll"] for row in last[:2]]
-    assert mean_and_std(rows[1][2]) == pytest.approx([np.mean(own), np.std(own, ddof=1)], abs=6e-4)
+    assert mean_and_spread(rows[1][2]) == pytest.approx([np.mean(own), np.std(own, ddof=1)], abs=6e-4)
     assert rows[1][6] == "" and rows[2][6] != "", "a deterministic network has no mutual information"
     runs = sandbox / "logs" / "exman-train-net.py" / "runs"
     files = sorted((sandbox / "logs" / "uncertainty-smoke" / "predictions").iterdir())
