@@ -46,7 +46,7 @@ def load_with_priors(run: str) -> "ConvNet":
     args = load_script(find_script(SCRIPT))["parse"](["--config", f"{run}/params.yaml"])
     with user_error(f"RUN_DIR {run}:"):
         set_priors(net, args.priors, utils.load_sources(args, "cpu"), vars(args))
-    check_inputs(SCRIPT, [Path(run)], images=False)
+    check_inputs([(Path(run), args)], images=False)
     load_checked(net, load_state(f"{run}/model.torch"), f"{run}/model.torch")
     return net
 

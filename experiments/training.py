@@ -24,8 +24,8 @@ def train_lines(
 
     Raises UserError before any training where an earlier run had other images, VAEs, flows or kernels.
     """
-    trials = line_trials(script, lines)
-    check_inputs(script, [Path(root) for trial in trials if (root := trial.record()["root"])])
+    trials, parse = line_trials(script, lines), load_script(find_script(script))["parse"]
+    check_inputs([(Path(root), parse(trial.argv)) for trial in trials if (root := trial.record()["root"])])
     return run_sweep(name, trials, resources, command, accepted)
 
 
@@ -64,9 +64,9 @@ def kernel_fingerprints(args: Namespace) -> dict[str, str]:
     return {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCES}
 
 
-def check_inputs(script: str, roots: Sequence[Path], images: bool = True) -> None:
-    """Check that runs of a script had the VAEs, flows and kernels, and with `images` also the images, that their paths
-    have now. Raises UserError.
+def check_inputs(runs: Sequence[tuple[Path, Namespace]], images: bool = True) -> None:
+    """Check that runs had the VAEs, flows and kernels, and with `images` also the images, that the paths in their
+    arguments have now. Raises UserError.
 
     A trial is identified by its paths and not by what the files contain, so an earlier one may have had other files.
     """
@@ -76,13 +76,13 @@ def check_inputs(script: str, roots: Sequence[Path], images: bool = True) -> Non
     if images:
         kinds.append((IMAGES, image_fingerprints))
     current: dict[str, dict[str, str]] = {}  # fingerprints, by the options that they depend on
-    for root in roots:
-        params = read_yaml(root / "params.yaml")
+    for root, args in runs:
+        stored = stored_inputs(read_yaml(root / "params.yaml"))
         for options, find in kinds:
-            key = repr([(option, params.get(option)) for option in options])
+            key = repr([(option, getattr(args, option, None)) for option in options])
             if key not in current:
-                current[key] = find(load_script(find_script(script))["parse"](["--config", str(root / "params.yaml")]))
+                current[key] = find(args)
             for option, expected in current[key].items():
-                if stored_inputs(params).get(option, fingerprint([])) != expected:
+                if stored.get(option, fingerprint([])) != expected:
                     expectation = "expected the same; new runs need another DWP_PATH"
                     raise UserError(f"{root}: its --{option} has changed since this run, {expectation}")

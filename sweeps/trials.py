@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from runs.directory import ROOT, is_locked, script_folder
+from runs.directory import ROOT, dwp_path, is_locked, script_folder
 from runs.errors import UserError
 from runs.files import read_yaml, write_yaml
 from runs.log import read_rows
@@ -148,8 +148,9 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
     """The trial of a script that `find_script` found.
 
     One of the project's scripts parses the arguments: order, spelling, defaults and the options in `NOT_IDENTIFYING` do
-    not change the trial's key. Another script's arguments identify a trial as they are written, with the working
-    directory. Raises the script's own UserError.
+    not change the trial's key, and a path in the project or in $DWP_PATH counts from there, so that both folders can be
+    moved. Another script's arguments identify a trial as they are written, with the working directory. Raises the
+    script's own UserError.
     """
     trial = Trial(script, tuple(argv), label, "", script_folder(script), os.getcwd())
     identity = [script, list(argv), trial.cwd]
@@ -157,7 +158,10 @@ def make_trial(script: str, argv: Sequence[str], label: str) -> Trial:
         args = vars(load_script(script)["parse"](argv)).items()
         given = {name: value for name, value in args if name not in NOT_IDENTIFYING}
         identity = [trial.script_name, {n: v for n, v in given.items() if v is not None or n not in ADDED}]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    text = json.dumps(identity, sort_keys=True)
+    for name, folder in (("$DWP_PATH", dwp_path()), ("$PROJECT", ROOT)):
+        text = text.replace(json.dumps(f"{folder}/")[:-1], f'"{name}/')
+    digest = hashlib.sha256(text.encode())
     return replace(trial, key=digest.hexdigest()[:16])
 
 
