@@ -62,7 +62,7 @@ def test_a_torch_that_reports_no_capabilities(name, monkeypatch, small_run, refu
 def small_arguments():
     """(script, arguments) of every training at the scales that a laptop runs."""
     for scale in (SCALES["laptop"], SCALES["cifar"]):
-        places = dict.fromkeys(("vae7x7", "vae5x5"), "x") | {"source": "mnist"}
+        places = dict.fromkeys(("vae7x7", "vae5x5"), "x") | scale.places("mnist", 60_000)
         for name, file, grid, words in scale.stages(places):
             yield pytest.param(file, grid, words, id=name)
         for name, kernels in scale.kernels.items():
