@@ -32,7 +32,7 @@ from experiments.subsets import stored_npz
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors, user_error
 from runs.log import read_rows
-from sweeps.tables import summary
+from sweeps.tables import standard_error, summary
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
@@ -214,7 +214,7 @@ def published_accuracies(method: str, data: str) -> dict[str, float]:
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean of values, and its standard error."""
     found = summary(list(values))
-    return found["mean"], found["std"] / found["n"] ** 0.5
+    return found["mean"], standard_error(found)
 
 
 def block(results: Results, data: str) -> list[list[str]]:

@@ -44,7 +44,7 @@ from runs.options import Parser
 from runs.types import SEED, WHOLE, number_type, path_type
 from sweeps.cluster import Resources, parse_resources
 from sweeps.grid import split_command
-from sweeps.tables import mean_scores, summary
+from sweeps.tables import mean_scores, standard_error, summary
 
 if TYPE_CHECKING:
     from experiments.paper import Experiment
@@ -216,9 +216,9 @@ def result_rows(num_examples: int, scores: dict[str, list[Score]]) -> list[dict[
         row: dict[str, Any] = {"num_examples": num_examples, "method": method, "splits": len(own), "first": first}
         for name in ("acc", "nll", "ece"):
             found = summary([s[name] for s in own])
-            row |= {name: found["mean"], f"{name}_se": found["std"] / len(own) ** 0.5}
+            row |= {name: found["mean"], f"{name}_se": standard_error(found)}
             found = summary([a[name] - b[name] for a, b in zip(scores[first], own, strict=True)])
-            row |= {f"{name}_difference": found["mean"], f"{name}_difference_se": found["std"] / len(own) ** 0.5}
+            row |= {f"{name}_difference": found["mean"], f"{name}_difference_se": standard_error(found)}
             row[f"{name}_difference_interval"] = found["high"] - found["mean"]
         rows.append(row)
     return rows

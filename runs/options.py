@@ -241,12 +241,10 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     model = parser.add_argument_group("network")
     model.add_argument("--model", choices=tuple(MODELS), default="fconv", help="architecture")
     model.add_argument("--net_cfg", default=net_cfg, help="configuration of the model (see models/README.md)")
-    model.add_argument(
-        "--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help="channels of each conv of fconv and fconv3x3"
-    )
-    model.add_argument(
-        "--model_size", type=POSITIVE, default=1.0, help="channel factor of cifarnet, cifarnetnew and cifarnet3x3"
-    )
+    given = ", ".join(name for name, row in MODELS.items() if not row.channels)
+    scaled = ", ".join(name for name, row in MODELS.items() if row.channels)
+    model.add_argument("--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help=f"channels of each conv of {given}")
+    model.add_argument("--model_size", type=POSITIVE, default=1.0, help=f"channel factor of {scaled}")
     help = "outputs of the classifier; none: 10, of cifar100 100, of a file or folder as many as its classes"
     model.add_argument("--n_classes", type=number_type(int, 2), help=help)
 

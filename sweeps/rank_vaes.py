@@ -25,7 +25,7 @@ from runs.errors import UserError, one_line_errors
 from runs.options import Parser
 from runs.types import SEED, number_type, path_type
 from sweeps.grid import split_command
-from sweeps.tables import mean_scores, summary
+from sweeps.tables import mean_scores, standard_error, summary
 from sweeps.trials import find_script, load_script
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def rank(
         row: dict[str, Any] = {"vae_list": " ".join(vaes)}
         for name, values in columns.items():
             found = summary(values)
-            row |= {name: found["mean"], f"{name}_se": found["std"] / len(values) ** 0.5}
+            row |= {name: found["mean"], f"{name}_se": standard_error(found)}
         row |= {name: mean for name, mean in mean_scores(own).items() if name not in columns}
         rows.append(row)
     return rows

@@ -192,6 +192,11 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"n": n, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
 
 
+def standard_error(found: Mapping[str, float]) -> float:
+    """The standard error of a mean, from the `summary` of the values."""
+    return found["std"] / found["n"] ** 0.5
+
+
 def groups_table(groups: dict[tuple, list[Record]], by: Sequence[str]) -> "pd.DataFrame":
     """The table of groups: a row per group and metric, with the `summary` of the metric over the group's runs."""
     rows = []
