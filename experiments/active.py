@@ -127,7 +127,7 @@ def table_of(part: Part, accuracies: dict[Chain, list[float]]) -> list[list[str]
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("active", __doc__, SCALES, argv)
+    experiment = parse("active", __doc__, SCALES, argv, data=("settings",))
     panels: dict[str, list[Any]] = {}
     tables: dict[str, list[list[str]]] = {}
     roots: list[Path] = []

@@ -246,7 +246,7 @@ def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100", "vaes"))
+    experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100", "vaes", "settings"))
     chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
     if any(part.target is CIFAR10 for part in chosen.values()):
         experiment = with_tasks(experiment)

@@ -4,9 +4,10 @@
 
 1. Each method has the same number of settings and one kind of prediction. Each setting is trained on few-shot tasks of
    notMNIST, whose test images are of other typefaces (`--tune_splits`, `--tune_examples`). The setting with the best
-   mean accuracy or NLL (`--choose_by`) is chosen, and written with all others to `settings.yaml`. A setting is not
-   chosen if the loss of one of its runs became infinite or NaN. No label of MNIST chooses a setting. Accuracies that
-   choose are those of a third of the samples of a prediction.
+   mean accuracy or NLL (`--choose_by`) is chosen, and written to `settings.yaml`; `tried.csv` has the scores of all. A
+   setting is not chosen if the loss of one of its runs became infinite or NaN. No label of MNIST chooses a setting.
+   Accuracies that choose are those of a third of the samples of a prediction. `--settings` takes what an earlier
+   command chose on as many letters.
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
@@ -34,11 +35,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.methods import DEFAULT, METHODS, SOURCES, Method, with_kernels
+from experiments.paper import READ
 from experiments.predictions import ensemble, predict_run
 from experiments.training import train_lines
 from runs.directory import dwp_path
 from runs.errors import UserError, one_line_errors, require_packages
-from runs.files import write_yaml
+from runs.files import read_yaml, write_yaml
 from runs.log import read_rows, write_csv
 from runs.options import Parser
 from runs.types import SEED, WHOLE, number_type, path_type
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from experiments.paper import Experiment
 
 Score = dict[str, float]
+TASKS = "chosen on tasks of {} images"  # a key of settings.yaml, which has the settings of methods by name
 PANELS = {"acc": ("accuracy, points", 100), "nll": ("NLL, nats", 1), "ece": ("ECE, points", 100)}  # with factors
 
 
@@ -131,14 +134,13 @@ def read_score(method: Method, root: Path) -> Score:
 
 
 class Chosen(NamedTuple):
-    """The setting of a method that is best on some tasks, the mean scores of each that was tried, and its runs.
+    """The setting of a method that is best on some tasks, and the mean scores of each that was tried.
 
-    A setting with a failed run has no score, and is not chosen.
+    A setting with a failed run has no score, and is not chosen. None was tried where a file gave the setting.
     """
 
     setting: str
-    tried: dict[str, Score | None]
-    roots: list[Path]
+    tried: Mapping[str, Score | None] = {}
 
 
 def choose(name: str, method: Method, roots: Sequence[Path | None], by: str) -> Chosen:
@@ -147,39 +149,78 @@ def choose(name: str, method: Method, roots: Sequence[Path | None], by: str) -> 
     `roots` are the runs of each setting on each task; the task varies fastest. Raises UserError where no setting has
     all.
     """
-    settings = method.settings
-    tasks, means = len(roots) // len(settings), {}
-    runs = {setting: list(roots[i * tasks : (i + 1) * tasks]) for i, setting in enumerate(settings)}
-    for setting, own in runs.items():
+    tasks, means = len(roots) // len(method.settings), {}
+    for i, setting in enumerate(method.settings):
+        own = roots[i * tasks : (i + 1) * tasks]
         means[setting] = mean_scores([read_score(method, root) for root in own]) if all(own) else None
-    finished = [setting for setting in settings if means[setting]]
+    finished = [setting for setting in means if means[setting]]
     if not finished:
         raise UserError(f"--methods: found no setting of {name} whose runs all finished, expected one")
     best = (max if by == "acc" else min)(finished, key=lambda setting: means[setting][by])
-    return Chosen(best, means, runs[best])
+    return Chosen(best, means)
 
 
-def tune(sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str) -> dict[str, Chosen]:
-    """For each method the setting that is best on tasks of that many letters."""
-    settings = {name: sweeps.methods[name].settings for name in methods}
+def read_settings(path: str, letters: int, methods: Mapping[str, Method]) -> dict[str, Chosen]:
+    """The settings that a file of `write_settings` has of these methods, of those that it has, for tasks of that many
+    letters. Raises UserError."""
+    try:
+        stored = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--settings: {error}") from None
+    key = TASKS.format(letters)
+    own = stored.get(key)
+    if not isinstance(own, dict):
+        raise UserError(f"--settings {path}: found {', '.join(map(repr, stored))}, expected {key!r}")
+    found = {name: Chosen(own[name]) for name in methods if name in own}
+    for name, (setting, _) in found.items():
+        if setting not in methods[name].settings:
+            expected = "one of its settings in experiments/methods.py"
+            raise UserError(f"--settings {path}: found {setting!r} for {name}, expected {expected}")
+    return found
+
+
+def tune(
+    sweeps: Sweeps, methods: Sequence[str], letters: int, splits: Sequence[int], by: str, path: str = ""
+) -> dict[str, Chosen]:
+    """For each method the setting that is best on tasks of that many letters, or that a settings.yaml has."""
+    named = {name: sweeps.methods[name] for name in methods}
+    given = read_settings(path, letters, named) if path else {}
+    settings = {name: method.settings for name, method in named.items() if name not in given}
     tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=by)
-    return {name: choose(name, sweeps.methods[name], roots, by) for name, roots in tuned.items()}
+    chosen = given | {name: choose(name, named[name], roots, by) for name, roots in tuned.items()}
+    return {name: chosen[name] for name in methods}
 
 
-def settings_text(chosen: Mapping[str, Chosen]) -> dict[str, Any]:
-    """The chosen settings and the scores of all that were tried, for a file settings.yaml."""
-    return {method: {"chosen": own.setting, "tried": own.tried} for method, own in chosen.items()}
+def write_settings(
+    out: Path, command: str, splits: Sequence[int], chosen: Mapping[int, Mapping[str, Chosen]], suffix: str = ""
+) -> None:
+    """Write what a command chose, by the number of letters in a task and the method: settings<suffix>.yaml.
+
+    tried<suffix>.csv has the mean scores of all settings that were tried, empty where a run failed.
+    """
+    settings: dict[str, Any] = {"command": command, "tune_splits": list(splits)}
+    rows = []
+    for letters, methods in chosen.items():
+        settings[TASKS.format(letters)] = {name: own.setting for name, own in methods.items()}
+        for name, own in methods.items():
+            columns = next((list(scores) for scores in own.tried.values() if scores), [])
+            for setting, scores in own.tried.items():
+                row = {"tune_examples": letters, "method": name, "setting": setting}
+                rows.append(row | (scores or dict.fromkeys(columns, "")))
+    write_yaml(out / f"settings{suffix}.yaml", settings)
+    if rows:
+        write_csv(out / f"tried{suffix}.csv", rows)
 
 
 def tune_experiment(
     experiment: "Experiment", methods: Sequence[str], letters: int, splits: Sequence[int], suffix: str = ""
 ) -> tuple[Sweeps, dict[str, Chosen]]:
     """The sweeps of an experiment, and for each method the setting with the best accuracy on tasks of that many
-    letters, or images of another source domain. Writes settings<suffix>.yaml."""
+    letters, or images of another source domain. Writes them by `write_settings`."""
     name = f"{experiment.name}-{experiment.scale}{suffix}"
     sweeps = Sweeps(experiment.resources, experiment.command, name, experiment.data)
-    chosen = tune(sweeps, methods, letters, splits, "acc")
-    write_yaml(experiment.out / f"settings{suffix}.yaml", settings_text(chosen))
+    chosen = tune(sweeps, methods, letters, splits, "acc", experiment.data["settings"])
+    write_settings(experiment.out, experiment.command, splits, {letters: chosen}, suffix)
     return sweeps, chosen
 
 
@@ -267,6 +308,8 @@ def main(argv: list[str] | None = None) -> None:
         default=5,
         help="networks in an ensemble, whose seeds count up from the first of seeds; 0: none",
     )
+    kind, metavar, default, help = READ["settings"]
+    add("--settings", type=kind, metavar=metavar, default=default, help=help)
     add("--choose_by", choices=("acc", "nll"), default="acc", help="score that chooses a setting: its mean over tasks")
     add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot-<choose_by>")
     args = parser.parse_args(own)
@@ -288,18 +331,15 @@ def main(argv: list[str] | None = None) -> None:
 
     out = (args.out or dwp_path() / f"few-shot-{args.choose_by}").absolute()
     sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}", methods=methods)
-    settings: dict[str, Any] = {"command": sweeps.command, "tune_splits": args.tune_splits}
+    tuned: dict[int, dict[str, Chosen]] = {}
     rows: list[dict[str, Any]] = []
     run_rows: list[dict[str, Any]] = []
     split_rows: list[dict[str, Any]] = []
     for n in args.num_examples:
         letters = args.tune_examples or n
-        tuned = tune(sweeps, list(methods), letters, args.tune_splits, args.choose_by)
-        chosen = {name: [own.setting] for name, own in tuned.items()}
-        for name, own in tuned.items():
-            settings[f"{n} images, {name}"] = own.setting
-            settings[f"{n} images, {name}, tried"] = own.tried
-        write_yaml(out / "settings.yaml", settings)  # before the first run on MNIST
+        tuned[letters] = tune(sweeps, list(methods), letters, args.tune_splits, args.choose_by, args.settings)
+        write_settings(out, sweeps.command, args.tune_splits, tuned)  # before the first run on MNIST
+        chosen = {name: [own.setting] for name, own in tuned[letters].items()}
         results = sweeps.train(str(n), chosen, n, args.splits, args.seeds)
         scores = {name: [read_score(methods[name], root) for root in roots] for name, roots in results.items()}
         by_method = {name: by_split(own, len(args.splits)) for name, own in scores.items()}

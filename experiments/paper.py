@@ -27,18 +27,19 @@ FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
 # The paper's names of initializations, and those of the option init_list.
 INITS = {"dwp": "vae", "filters": "filters", "xavier": "xavier"}
 IMAGES = "the name of the data set, or an npz file with MedMNIST's layout"
-# Options that name what some commands read: the type, the default, and the help.
-DATA = {
-    "cifar10": (data_type, "cifar", f"CIFAR-10: {IMAGES}"),
-    "cifar100": (data_type, "cifar100", f"CIFAR-100: {IMAGES}"),
-    "vaes": (path_type, str(FCONV), "folder with the VAEs of the part published, in vae7x7 and vae5x5"),
+# Options that name what some commands read: the type, the metavar, the default, and the help.
+READ = {
+    "cifar10": (data_type, "NAME", "cifar", f"CIFAR-10: {IMAGES}"),
+    "cifar100": (data_type, "NAME", "cifar100", f"CIFAR-100: {IMAGES}"),
+    "vaes": (path_type, "DIR", str(FCONV), "folder with the VAEs of the part published, in vae7x7 and vae5x5"),
+    "settings": (path_type, "FILE.yaml", "", "a settings.yaml of an earlier command: what it has is not chosen again"),
 }
 
 
 class Experiment(NamedTuple):
     """A command's name and scale, the parts that it runs, the folder and the report that it writes, and its trials.
 
-    `data` has the values of the command's options in DATA, "cifar10" and so on.
+    `data` has the values of the command's options in READ, "cifar10" and so on.
     """
 
     name: str
@@ -74,7 +75,7 @@ def parse(
 ) -> Experiment:
     """The experiment that a command line asks for. After `--` come the options of sweeps. Raises UserError.
 
-    `scales` has the parts of each scale by name, `data` the command's options in DATA.
+    `scales` has the parts of each scale by name, `data` the command's options in READ.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     own, sweep_words = split_command(argv)
@@ -88,8 +89,7 @@ def parse(
     help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables of these parts"
     parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
     for option in data:
-        kind, default, help = DATA[option]
-        metavar = "DIR" if kind is path_type else "NAME"
+        kind, metavar, default, help = READ[option]
         parser.add_argument(f"--{option}", type=kind, metavar=metavar, default=default, help=help)
     args = parser.parse_args(own)
     out, resources = (args.out or dwp_path() / f"{name}-{args.scale}").absolute(), parse_resources(sweep_words)

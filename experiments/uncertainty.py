@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import by_split, tune_experiment
-from experiments.methods import Method
+from experiments.few_shot import Sweeps, by_split, tune_experiment
 from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
 from experiments.predictions import Predicted, Predictions, ensemble, predict_run
-from runs.errors import one_line_errors
+from runs.errors import UserError, one_line_errors
 from runs.files import write_yaml
 from runs.log import write_csv
 
@@ -170,10 +169,18 @@ def reliability(predicted: Sequence[Predicted], labels: "Tensor") -> tuple[list[
     return mean.tolist(), accuracy.tolist()
 
 
-def temperature_of(method: Method, roots: Sequence[Path], folder: Path) -> float:
-    """The temperature of a method's networks by the runs on letters that chose its setting."""
+def temperature_of(sweeps: Sweeps, name: str, setting: str, part: Part, folder: Path) -> float:
+    """The temperature of the networks of a method of this name by its runs on letters with the chosen setting.
+
+    Where these runs chose the setting they are not trained again. Raises UserError where one failed.
+    """
     import utils
 
+    method = sweeps.methods[name]
+    tasks = (part.letters, part.tune_splits, [42])
+    roots = sweeps.train(f"{part.letters}-temperature", {name: [setting]}, *tasks, tuning="acc")[name]
+    if None in roots:
+        raise UserError(f"--settings: the loss of {name} with {setting} on letters is not finite, expected it to be")
     test, kind = utils.load_data(method.tune_data)[1], method.predicts_by
     found = [predict_run(root, kind, {"test": test}, folder / f"letters-{root.name}.npz") for root in roots]
     return best_temperature([own["test"].log_p for own in found], test.labels)
@@ -186,7 +193,7 @@ def evaluate(experiment: Experiment, part: Part) -> tuple[dict[str, list[Predict
     out = experiment.kept / "predictions"
     tuned = tuple(dict.fromkeys([*part.methods, *part.ensembles]))
     sweeps, chosen = tune_experiment(experiment, tuned, part.letters, part.tune_splits)
-    temperatures = {name: temperature_of(sweeps.methods[name], chosen[name].roots, out) for name in part.scaled}
+    temperatures = {name: temperature_of(sweeps, name, chosen[name].setting, part, out) for name in part.scaled}
     write_yaml(experiment.out / "temperatures.yaml", temperatures)  # before the first run on MNIST
     settings = {method: [chosen[method].setting] for method in part.methods}
     runs = sweeps.train(str(part.num_examples), settings, part.num_examples, part.splits, part.seeds)
@@ -272,7 +279,7 @@ def panels_of(
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    experiment = parse("uncertainty", __doc__, SCALES, argv)
+    experiment = parse("uncertainty", __doc__, SCALES, argv, data=("settings",))
     tables: dict[str, list[list[str]]] = {}
     panels: dict[str, tuple[str, list[Any]]] = {}
     roots: list[Path] = []

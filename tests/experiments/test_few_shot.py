@@ -95,11 +95,12 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
             assert len(roots) == 2
             if "1e30" not in setting:
                 means[setting] = np.mean([read_rows(root / f"{row.script}-logs.csv")[-1][column] for root in roots])
-        chosen = settings[f"10 images, {method}"]
+        chosen = settings[few_shot.TASKS.format(letters)][method]
         assert means[chosen] == (max if by == "acc" else min)(means.values())
-        tried = settings[f"10 images, {method}, tried"]
-        assert len(tried) == 3 and (tried.get("--lr 1e30", 0) is None) == (method != "b")
-        assert tried[chosen][by] == pytest.approx(means[chosen])
+        with open(tmp_path / "tried.csv", newline="") as file:
+            tried = {row["setting"]: row[by] for row in csv.DictReader(file) if row["method"] == method}
+        assert len(tried) == 3 and (tried.get("--lr 1e30") == "") == (method != "b")
+        assert float(tried[chosen]) == pytest.approx(means[chosen])
         reported = [line for line in lines if "--data mnist" in line and f"{row.shared} --epochs 2 {chosen}" in line]
         assert len(reported) == 6
 
@@ -131,10 +132,38 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
     assert len(trials) == before
 
     # The ensemble of both seeds of each split.
-    reported = f"{few_shot.METHODS['a'].shared} --epochs 2 {settings['10 images, a']}"
+    reported = f"{few_shot.METHODS['a'].shared} --epochs 2 {settings[few_shot.TASKS.format(letters)]['a']}"
     roots = [root for trial, root in trials.values() if "--data mnist" in trial.label and reported in trial.label]
     pairs = [few_shot.ensemble_score("a", few_shot.METHODS["a"], roots[i : i + 2])["acc"] for i in (0, 2, 4)]
     assert float(rows[2]["acc"]) == pytest.approx(np.mean(pairs))
+
+
+def test_settings_of_a_file(trials, compare, tmp_path, capsys):
+    """They are used as they are; a method that the file lacks is tuned."""
+    file, key = tmp_path / "settings.yaml", few_shot.TASKS.format(10)
+    file.write_text(yaml.safe_dump({key: {"b": "--lr 0.1", "other": "--lr 9"}}))
+    compare(tmp_path / "out", "--settings", str(file))
+    tuning = [trial.label for trial, _ in trials.values() if "--data not-mnist" in trial.label]
+    assert len(tuning) == 3 * 2 and all(few_shot.METHODS["a"].shared in line for line in tuning)
+    found = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())[key]
+    assert list(found) == ["a", "b"] and found["b"] == "--lr 0.1"
+    assert sum(few_shot.METHODS["b"].shared in trial.label for trial, _ in trials.values()) == 3 * 2
+    for content, words in (
+        ({"other": 1}, f"found 'other', expected '{key}'"),
+        ({key: {"b": "--lr 7"}}, "found '--lr 7' for b, expected one of its settings"),
+    ):
+        file.write_text(yaml.safe_dump(content))
+        with pytest.raises(SystemExit) as stop:
+            compare(tmp_path, "--settings", str(file))
+        assert stop.value.code == 2 and f"--settings {file}: {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "results").glob("*/*settings.yaml")), ids=str)
+def test_the_stored_settings(file):
+    """They are settings of the methods of today."""
+    named = yaml.safe_load(file.read_text())[few_shot.TASKS.format(50)]
+    found = few_shot.read_settings(str(file), 50, METHODS)
+    assert {name: own.setting for name, own in found.items()} == named and named
 
 
 def test_a_method_without_a_setting_that_finished(trials, compare, tmp_path, monkeypatch, capsys):

@@ -81,7 +81,7 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
     shape = " ".join(network_argv(small_inputs, "fconv", "vanilla", "vae")[2:])
     dropout = f"{shape} --net_cfg vanilla-do --do 0.5 0.5 --ens 2"
     methods = {
-        "l2": Method("train-net.py", shape, ["--lr 0.01"], "network", epochs=2),
+        "l2": Method("train-net.py", shape, ["--lr 0.1"], "network", epochs=2),
         "dropout": Method("train-net.py", dropout, ["--lr 0.01"], "dropout", epochs=2),
     }
     monkeypatch.setattr(few_shot, "METHODS", methods)
@@ -93,7 +93,7 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
     )
     rows, logs = run_experiment(uncertainty, lambda small: {"10": part})
     assert [row[0] for row in rows[:5]] == ["method", "l2", "dropout", "l2, temperature", "2 x l2"]
-    last = [log[-1] for log in logs[2:]]  # after a tuning run of each method
+    last = [log[-1] for log in logs[3:]]  # after a tuning run of each method, and that of the temperature
     own = [row["test_nll"] for row in last[:2]]
     assert mean_and_spread(rows[1][2]) == pytest.approx([np.mean(own), np.std(own, ddof=1)], abs=6e-4)
     assert rows[1][6] == "" and rows[2][6] != "", "a deterministic network has no mutual information"
