@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import tune_experiment
 from experiments.paper import Experiment, difference_text, mean_curve, mean_text, parse, write_report
 from experiments.predictions import Predictions, predict_run
+from experiments.protocol import tune_experiment
 from experiments.subsets import stored_npz
 from runs.errors import one_line_errors
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.idx import of_classes
-from experiments.few_shot import Score, by_split, read_score, tune_experiment
 from experiments.methods import CIFARNETNEW, CLASSIFICATION, FCONV, PREDICTIONS, SHAPE, SHAPE_COLOUR
 from experiments.paper import CIFAR, Experiment, parse, published, require_files, write_report
+from experiments.protocol import Score, by_split, read_score, tune_experiment
 from experiments.subsets import stored_npz
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors, user_error

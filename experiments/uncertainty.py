@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.few_shot import Sweeps, by_split, tune_experiment
 from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
 from experiments.predictions import Predicted, Predictions, ensemble, predict_run
+from experiments.protocol import Sweeps, by_split, tune_experiment
 from runs.errors import UserError, one_line_errors
 from runs.files import write_yaml
 from runs.log import write_csv

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import active, few_shot
+from experiments import active, protocol
 from experiments.methods import Method
 from experiments.predictions import Predictions
 from runs.files import read_yaml
@@ -33,7 +33,7 @@ def test_an_experiment(run_experiment, small_inputs, monkeypatch, sandbox):
     shape = " ".join(network_argv(small_inputs, "fconv", "vanilla", "vae")[2:])
     shared = f"{shape} --net_cfg vanilla-do --do 0.5 0.5 --ens 2"
     methods = {"dropout": Method("train-net.py", shared, ["--lr 0.01"], "dropout", epochs=2)}
-    monkeypatch.setattr(few_shot, "METHODS", methods)
+    monkeypatch.setattr(protocol, "METHODS", methods)
     part = active.SCALES["smoke"]["mnist"]._replace(numbers=(10, 13, 16), shown=(10, 16), data="not-mnist")
     rows, _ = run_experiment(active, lambda small: {"mnist": part})
     assert [row[1] for row in rows] == ["images picked by", "mutual information", "entropy", "random"]

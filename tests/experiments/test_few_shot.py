@@ -1,4 +1,4 @@
-"""The few-shot comparison on small runs: what chooses, what is compared, and its statistics."""
+"""The few-shot comparison and its protocol on small runs: what chooses, what is compared, and its statistics."""
 
 import csv
 
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from experiments import few_shot, training
+from experiments import few_shot, protocol, training
 from experiments.methods import METHODS, PREDICTIONS, SOURCES, Method, with_kernels
 from runs.directory import ROOT
 from runs.log import read_rows
@@ -95,7 +95,7 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
             assert len(roots) == 2
             if "1e30" not in setting:
                 means[setting] = np.mean([read_rows(root / f"{row.script}-logs.csv")[-1][column] for root in roots])
-        chosen = settings[few_shot.TASKS.format(letters)][method]
+        chosen = settings[protocol.TASKS.format(letters)][method]
         assert means[chosen] == (max if by == "acc" else min)(means.values())
         with open(tmp_path / "tried.csv", newline="") as file:
             tried = {row["setting"]: row[by] for row in csv.DictReader(file) if row["method"] == method}
@@ -132,7 +132,7 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
     assert len(trials) == before
 
     # The ensemble of both seeds of each split.
-    reported = f"{few_shot.METHODS['a'].shared} --epochs 2 {settings[few_shot.TASKS.format(letters)]['a']}"
+    reported = f"{few_shot.METHODS['a'].shared} --epochs 2 {settings[protocol.TASKS.format(letters)]['a']}"
     roots = [root for trial, root in trials.values() if "--data mnist" in trial.label and reported in trial.label]
     pairs = [few_shot.ensemble_score("a", few_shot.METHODS["a"], roots[i : i + 2])["acc"] for i in (0, 2, 4)]
     assert float(rows[2]["acc"]) == pytest.approx(np.mean(pairs))
@@ -140,7 +140,7 @@ def test_the_protocol(by, letters, trials, compare, tmp_path, capsys):
 
 def test_settings_of_a_file(trials, compare, tmp_path, capsys):
     """They are used as they are; a method that the file lacks is tuned."""
-    file, key = tmp_path / "settings.yaml", few_shot.TASKS.format(10)
+    file, key = tmp_path / "settings.yaml", protocol.TASKS.format(10)
     file.write_text(yaml.safe_dump({key: {"b": "--lr 0.1", "other": "--lr 9"}}))
     compare(tmp_path / "out", "--settings", str(file))
     tuning = [trial.label for trial, _ in trials.values() if "--data not-mnist" in trial.label]
@@ -161,8 +161,8 @@ def test_settings_of_a_file(trials, compare, tmp_path, capsys):
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "results").glob("*/*settings.yaml")), ids=str)
 def test_the_stored_settings(file):
     """They are settings of the methods of today."""
-    named = yaml.safe_load(file.read_text())[few_shot.TASKS.format(50)]
-    found = few_shot.read_settings(str(file), 50, METHODS)
+    named = yaml.safe_load(file.read_text())[protocol.TASKS.format(50)]
+    found = protocol.read_settings(str(file), 50, METHODS)
     assert {name: own.setting for name, own in found.items()} == named and named
 
 
@@ -183,7 +183,7 @@ def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
         raise InterruptedError
 
     monkeypatch.setattr(training, "run_sweep", run_sweep)
-    monkeypatch.setattr(few_shot.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
+    monkeypatch.setattr(protocol.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
     folders = [str(tmp_path / "a b"), f"{ROOT}/data/fconv-c"]  # one starts with the path of data/fconv
     argv = ["--num_examples", "50", "--methods", "frozen", "narrow", "frozen-xavier", "--against"]
     with pytest.raises(InterruptedError):
@@ -212,7 +212,7 @@ def test_one_network_is_an_ensemble(file, prediction, small_inputs, script):
     argv += [] if prediction == "network" else ["--draws", "30", "--logvarinit", "-6"]
     root, method = script(file).main(argv).root, Method(file, "", [], prediction)
     found = few_shot.ensemble_score("a", method, [root])
-    assert found == pytest.approx(few_shot.read_score(method, root), rel=1e-5)
+    assert found == pytest.approx(protocol.read_score(method, root), rel=1e-5)
 
 
 def test_draws_of_dropout(small_inputs, script):
@@ -232,11 +232,11 @@ def test_runs_that_a_method_starts_from(trials, monkeypatch, small_inputs):
     """They are trained first, on other classes for tuning, and their directories are in the method's arguments."""
     words = network_argv(small_inputs, "fconv", "vanilla", "xavier")[2:]
     line = f"--data {{data}} {' '.join(words)}"
-    monkeypatch.setattr(few_shot, "SOURCES", {"net": ("train-net.py", line), "unused": ("train-net.py", "--lr x")})
+    monkeypatch.setattr(protocol, "SOURCES", {"net": ("train-net.py", line), "unused": ("train-net.py", "--lr x")})
     shared = f"{' '.join(words)} --init_list pretrained --pretrained {{net}}/model.torch"
     method = Method("train-net.py", shared, ["--lr 1e-9"], "network", tune_data="not-mnist5", epochs=2)
-    monkeypatch.setattr(few_shot, "METHODS", {"c": method})
-    sweeps = few_shot.Sweeps(None, "")
+    monkeypatch.setattr(protocol, "METHODS", {"c": method})
+    sweeps = protocol.Sweeps(None, "")
     for tuning, source in (("acc", "not-mnist5-rest"), ("", "not-mnist")):
         trials.clear()
         sweeps.train("x", {"c": ["--lr 1e-9"]}, 5 if tuning else 10, [0], [1], tuning)
@@ -251,7 +251,7 @@ def test_the_statistics():
     values = rng.random((4, 5, 3))
     as_scores = [[{"acc": x, "nll": 1 - x, "ece": 0.1} for x in own.ravel()] for own in values]
     names = ("a", "b", "ensemble of 5: b", "ensemble of 5: a")
-    rows = few_shot.result_rows(50, dict(zip(names, (few_shot.by_split(s, 5) for s in as_scores), strict=True)))
+    rows = few_shot.result_rows(50, dict(zip(names, (protocol.by_split(s, 5) for s in as_scores), strict=True)))
     for i, (row, own) in enumerate(zip(rows, values, strict=True)):
         assert row["acc"] == pytest.approx(own.mean()) and row["acc_se"] == pytest.approx(stats.sem(own.mean(1)))
         assert row["ece_se"] == pytest.approx(0) and row["nll"] == pytest.approx(1 - own.mean())

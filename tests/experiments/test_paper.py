@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import active, classification, convergence, feature_extraction, few_shot, paper, training, uncertainty
+from experiments import active, classification, convergence, feature_extraction, paper, protocol, training, uncertainty
 from experiments.methods import METHODS, Method
 from runs.errors import UserError
 from runs.files import read_yaml
@@ -15,7 +15,7 @@ from tests.experiments.conftest import REPORT, mean_and_spread
 @pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
 def test_the_scale_smoke(module, run_experiment, monkeypatch):
     """All parts of the scale, from the trainings to the report."""
-    monkeypatch.setattr(few_shot, "METHODS", {name: row._replace(epochs=1) for name, row in METHODS.items()})
+    monkeypatch.setattr(protocol, "METHODS", {name: row._replace(epochs=1) for name, row in METHODS.items()})
     rows, _ = run_experiment(module, lambda small: module.SCALES["smoke"])
     assert len(rows) > len(module.SCALES["smoke"])
 
@@ -70,7 +70,7 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
         "l2": Method("train-net.py", " ".join(shape), ["--lr 1e-9", "--lr 0.1"], "network", epochs=2),
         "frozen": Method("train-net.py", f"{' '.join(shape)} --rfe 1", ["--lr 0.01"], "network", epochs=2),
     }
-    monkeypatch.setattr(few_shot, "METHODS", methods)
+    monkeypatch.setattr(protocol, "METHODS", methods)
     bnn = " ".join([*network_argv(small_inputs, "fconv", "bayes", "vae")[2:], "--ens 10"])
     published = {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)}
     monkeypatch.setattr(classification, "as_published", lambda target: published)
@@ -112,7 +112,7 @@ def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, 
     files = {name: colour_file(sandbox / f"{name}.npz", n) for name, n in (("cifar10", 10), ("cifar100", 100))}
     shape = " ".join(network_argv(small_inputs, "cifarnetnew", "vanilla", "vae")[2:])
     own = Method("train-net.py", shape, ["--lr 1e-9", "--lr 0.1"], "network", data="{cifar10}", tune_data="{cifar100}")
-    monkeypatch.setattr(few_shot, "METHODS", {"l2-colour": own._replace(epochs=2)})
+    monkeypatch.setattr(protocol, "METHODS", {"l2-colour": own._replace(epochs=2)})
     monkeypatch.setattr(classification, "require_files", lambda files: None)
     part = classification.Ours({50: (0, 1)}, (1, 2), ["l2-colour"], (7,), 20, classification.CIFAR10)
     options = [word for name, file in files.items() for word in (f"--{name}", str(file))]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import few_shot, uncertainty
+from experiments import protocol, uncertainty
 from experiments.methods import METHODS, PREDICTIONS, Method
 from experiments.predictions import Predictions
 from experiments.uncertainty import FOREIGN
@@ -84,7 +84,7 @@ def test_a_comparison(run_experiment, small_inputs, monkeypatch, sandbox):
         "l2": Method("train-net.py", shape, ["--lr 0.1"], "network", epochs=2),
         "dropout": Method("train-net.py", dropout, ["--lr 0.01"], "dropout", epochs=2),
     }
-    monkeypatch.setattr(few_shot, "METHODS", methods)
+    monkeypatch.setattr(protocol, "METHODS", methods)
     fewer = PREDICTIONS["dropout"]._replace(samples=2, tuning="")
     monkeypatch.setitem(PREDICTIONS, "dropout", fewer)
     monkeypatch.setattr(uncertainty, "SHIFTS", {"rotation": (15, 30, 45)})
