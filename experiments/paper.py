@@ -168,7 +168,8 @@ def environment_text(roots: Sequence[Path]) -> str:
     commits = sorted({str(own["commit"])[:8] for own in found if own["commit"]})
     code = f", code of {', '.join(commits)}" if commits else ""
     days = sorted(str(p["time"])[:10] for p in params)
-    return f"{len(roots)} runs, {days[0]} to {days[-1]}, on {'; '.join(machines)}{code}."
+    span = " to ".join(dict.fromkeys((days[0], days[-1])))
+    return f"{len(roots)} runs, {span}, on {'; '.join(machines)}{code}."
 
 
 def replaced(path: str | Path, name: str, text: str) -> str:
