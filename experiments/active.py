@@ -1,6 +1,7 @@
 """Which image to label next: accuracy against labels, by uncertainty and at random.
 
-    python -m experiments.active --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
+    python -m experiments.active --scale smoke|laptop|paper [--settings FILE.yaml] [--out DIR] [--report FILE.md]
+        [-- --cpus 1]
 
 A network learns from a few labelled images of MNIST, predicts the unlabelled ones of a pool, and the images that a
 strategy picks get their labels: those with the largest mutual information of label and weights (Houlsby et al. 2011),

@@ -1,7 +1,7 @@
 """The paper's figure of classification: accuracy, NLL and ECE against the number of training images.
 
     python -m experiments.classification --scale smoke|laptop|paper [--parts ours published ...] [--vaes DIR]
-        [--cifar10 NAME] [--cifar100 NAME] [--out DIR] [--report FILE.md] [-- --cpus 1]
+        [--settings FILE.yaml] [--cifar10 NAME] [--cifar100 NAME] [--out DIR] [--report FILE.md] [-- --cpus 1]
 
 Two blocks: *as we would run it*, the methods of `experiments.few_shot` with images that are augmented in each step, and
 with the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs,

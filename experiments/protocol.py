@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from experiments.methods import METHODS, SOURCES, Method
 from experiments.paper import Experiment
 from experiments.training import train_lines
-from runs.errors import UserError
+from runs.errors import UserError, user_error
 from runs.files import read_yaml, write_yaml
 from runs.log import read_rows, write_csv
 from sweeps.cluster import Resources
 from sweeps.tables import mean_scores
 
 Score = dict[str, float]
+TUNE_SEEDS = (42,)  # of the runs that choose a setting
 TASKS = "chosen on tasks of {} images"  # a key of settings.yaml, which has the settings of methods by name
 
 
@@ -123,12 +124,12 @@ def choose(name: str, method: Method, roots: Sequence[Path | None], by: str) -> 
 
 
 def read_settings(path: str, letters: int, methods: Mapping[str, Method]) -> dict[str, Chosen]:
-    """The settings that a file of `write_settings` has of these methods, of those that it has, for tasks of that many
-    letters. Raises UserError."""
-    try:
+    """The settings of methods for tasks of that many letters, from a file of `write_settings`.
+
+    A method that the file does not name is left out. Raises UserError.
+    """
+    with user_error("--settings:"):
         stored = read_yaml(path)
-    except UserError as error:
-        raise UserError(f"--settings: {error}") from None
     key = TASKS.format(letters)
     own = stored.get(key)
     if not isinstance(own, dict):
@@ -148,7 +149,7 @@ def tune(
     named = {name: sweeps.methods[name] for name in methods}
     given = read_settings(path, letters, named) if path else {}
     settings = {name: method.settings for name, method in named.items() if name not in given}
-    tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, [42], tuning=by)
+    tuned = sweeps.train(f"{letters}-tune", settings, letters, splits, TUNE_SEEDS, tuning=by)
     chosen = given | {name: choose(name, named[name], roots, by) for name, roots in tuned.items()}
     return {name: chosen[name] for name in methods}
 

@@ -1,6 +1,7 @@
 """How far predictions from few images can be trusted: calibration, rejection, foreign images, and images that shift.
 
-    python -m experiments.uncertainty --scale smoke|laptop|paper [--out DIR] [--report FILE.md] [-- --cpus 1]
+    python -m experiments.uncertainty --scale smoke|laptop|paper [--settings FILE.yaml] [--out DIR] [--report FILE.md]
+        [-- --cpus 1]
 
 The methods, their settings and their runs are those of `experiments.few_shot` with augmented images: what it has
 trained is not trained again. Beside them stand ensembles of the networks of several seeds, and temperature scaling (Guo
@@ -27,7 +28,7 @@ import numpy as np
 
 from experiments.paper import Experiment, difference_text, mean_text, parse, write_report
 from experiments.predictions import Predicted, Predictions, ensemble, predict_run
-from experiments.protocol import Sweeps, by_split, tune_experiment
+from experiments.protocol import TUNE_SEEDS, Sweeps, by_split, tune_experiment
 from runs.errors import UserError, one_line_errors
 from runs.files import write_yaml
 from runs.log import write_csv
@@ -177,7 +178,7 @@ def temperature_of(sweeps: Sweeps, name: str, setting: str, part: Part, folder: 
     import utils
 
     method = sweeps.methods[name]
-    tasks = (part.letters, part.tune_splits, [42])
+    tasks = (part.letters, part.tune_splits, TUNE_SEEDS)
     roots = sweeps.train(f"{part.letters}-temperature", {name: [setting]}, *tasks, tuning="acc")[name]
     if None in roots:
         raise UserError(f"--settings: the loss of {name} with {setting} on letters is not finite, expected it to be")

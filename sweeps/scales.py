@@ -161,16 +161,25 @@ SCALES = {
             "cifarnet3x3": Sweep("--seed 1..4", f"{COLOUR_NET} --model cifarnet3x3"),
         },
         kernels={
-            name: Kernels([net], min_norm, f"{COLOUR_VAE} {vae}", "--seed 1" if name == "5x5-4" else SEEDS)
-            for name, net, min_norm, vae in (
-                ("7x7", "cifarnet", 0.02, "--hidden_dim 32 --num_epochs 400 --batch_size 32"),
-                ("5x5-2", "cifarnet", 0.02, "--hidden_dim 16 --num_epochs 100 --batch_size 128"),
-                ("5x5-3", "cifarnet", 0.02, "--hidden_dim 16 --num_epochs 80 --batch_size 128"),
-                ("5x5-4", "cifarnet", 0.035, "--hidden_dim 16 --num_epochs 30 --batch_size 128"),
-                ("3x3-1", "cifarnet3x3", 0.05, "--hidden_dim 16 --num_epochs 800 --batch_size 32"),
-                ("3x3-2", "cifarnet3x3", 0.05, "--hidden_dim 16 --num_epochs 120 --batch_size 32"),
-                ("3x3-3", "cifarnet3x3", 0.05, "--hidden_dim 16 --num_epochs 80 --batch_size 32"),
-            )
+            "7x7": Kernels(["cifarnet"], 0.02, f"{COLOUR_VAE} --hidden_dim 32 --num_epochs 400 --batch_size 32", SEEDS),
+            "5x5-2": Kernels(
+                ["cifarnet"], 0.02, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 100 --batch_size 128", SEEDS
+            ),
+            "5x5-3": Kernels(
+                ["cifarnet"], 0.02, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 80 --batch_size 128", SEEDS
+            ),
+            "5x5-4": Kernels(
+                ["cifarnet"], 0.035, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 30 --batch_size 128", "--seed 1"
+            ),
+            "3x3-1": Kernels(
+                ["cifarnet3x3"], 0.05, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 800 --batch_size 32", SEEDS
+            ),
+            "3x3-2": Kernels(
+                ["cifarnet3x3"], 0.05, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 120 --batch_size 32", SEEDS
+            ),
+            "3x3-3": Kernels(
+                ["cifarnet3x3"], 0.05, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 80 --batch_size 32", SEEDS
+            ),
         },
         rankings={
             "cifarnetnew": Ranking(["7x7", "5x5-2", "5x5-3"], f"{COLOUR_RANKING} --model cifarnetnew"),
