@@ -1,0 +1,84 @@
+"""The tables of RESULTS.md follow from what is stored in experiments/results."""
+
+import csv
+import functools
+import re
+import shlex
+import shutil
+import tarfile
+
+import pytest
+
+from experiments import classification, convergence, feature_extraction, training
+from runs.directory import ROOT
+from sweeps import cluster
+
+RESULTS = ROOT / "experiments" / "results"
+REPORTS = {
+    module: command[1]
+    for module in (classification, convergence, feature_extraction)
+    if (command := re.search(rf"^python -m {module.__name__} (.*)$", (ROOT / "RESULTS.md").read_text(), re.MULTILINE))
+}
+
+
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "RESULTS.md").read_text(), re.MULTILINE | re.DOTALL))
+SCORES = r"0\.\d{4} ± 0\.\d{4} \| \d\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3}"  # accuracy, NLL, ECE
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    with tarfile.open(RESULTS / "records.tar.xz") as archive:
+        assert all(re.fullmatch(r"exman-[\w.-]+/[\w./-]+\.(yaml|csv)", name) for name in archive.getnames())
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("module", REPORTS)
+def test_a_report_from_the_stored_records(module, records, tmp_path, monkeypatch):
+    """Each command finds its trials finished, with today's VAEs and kernels, and writes what RESULTS.md has."""
+    monkeypatch.setenv("DWP_PATH", str(records))
+    monkeypatch.setattr(training, "check_inputs", functools.partial(training.check_inputs, images=False))
+    monkeypatch.setattr(cluster, "connected", None)  # no trial is run
+    monkeypatch.chdir(tmp_path)
+    for file in RESULTS.glob("*/settings.yaml"):
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    report = tmp_path / "RESULTS.md"
+    report.write_text((ROOT / "RESULTS.md").read_text().replace("±", "+-"))
+    module.main(shlex.split(REPORTS[module]))
+    name = module.__name__.split(".")[-1]
+    own, found = (
+        re.search(f"<!-- {name} -->.*<!-- end of {name} -->", path.read_text(), re.DOTALL)[0]
+        for path in (ROOT / "RESULTS.md", report)
+    )
+    assert found == own
+    assert (tmp_path / "experiments" / "results" / name / f"{name}.png").stat().st_size
+
+
+@pytest.mark.parametrize("title", [title for title, text in SECTIONS.items() if re.search(SCORES, text)])
+def test_a_table_of_few_shot(title):
+    """Each row has the scores of a method in a file that the section links, and its difference from the first."""
+    stored = {}
+    for path in re.findall(r"\]\((experiments/results/[^)]*\.csv)\)", SECTIONS[title]):
+        with open(ROOT / path, newline="") as file:
+            for row in csv.DictReader(file):
+                if "acc_se" in row:
+                    numbers = {name: float(value) for name, value in row.items() if name not in ("method", "first")}
+                    acc, nll, ece = (
+                        f"{numbers[name]:.{digits}f} ± {numbers[f'{name}_se']:.{digits}f}"
+                        for name, digits in {"acc": 4, "nll": 3, "ece": 3}.items()
+                    )
+                    names = (f"acc_difference{suffix}" for suffix in ("", "_interval", "_se"))
+                    difference, interval, error = (100 * numbers[name] for name in names)
+                    paired = f"{difference:+.1f} ± {interval:.1f} points | {difference / (error or 1):.1f}"
+                    stored.setdefault(f"{acc} | {nll} | {ece}", set()).add(
+                        paired if row["method"] != row["first"] else ""
+                    )
+    rows = re.findall(rf"^\|.*\| ({SCORES}) \| *(.*?) *\|$", SECTIONS[title], re.MULTILINE)
+    assert rows and all(scores in stored for scores, _ in rows)
+    for scores, difference in rows:
+        paired = re.fullmatch(r"(?:ensembles: )?(\S+ ± \S+ points \| \S+)", difference)
+        if paired and "" not in stored[scores]:  # a method may also be the first of another command
+            assert paired[1] in stored[scores]
