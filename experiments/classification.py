@@ -17,7 +17,8 @@ vae7x7 and vae5x5 in a folder, each with `params.yaml` and `vae_params.torch`. A
 scale paper, and of 512 drawn ones at scale laptop.
 
 A report has the parts of one command. The tables and the figure, `classification.png` and `.pdf`, have means and
-standard errors over splits, whose seeds are averaged first; values of the paper's figure are hollow and dashed.
+standard errors over splits, whose seeds are averaged first, and the tables paired differences from the first method;
+values of the paper's figure are hollow and dashed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from data.idx import of_classes
 from experiments.methods import CIFARNETNEW, CLASSIFICATION, FCONV, PREDICTIONS, SHAPE, SHAPE_COLOUR
-from experiments.paper import CIFAR, Experiment, parse, published, require_files, write_report
+from experiments.paper import CIFAR, Experiment, difference_text, parse, published, require_files, write_report
 from experiments.protocol import Score, by_split, read_score, tune_experiment
 from experiments.subsets import stored_npz
 from models.configs import MODELS
@@ -218,15 +219,21 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def block(results: Results, data: str) -> list[list[str]]:
-    """A table with its headers, per method and number of images, and the published accuracies."""
+    """A table with its headers, per method and number of images, and the published accuracies.
+
+    It has the paired differences of the first method's accuracies from the others', with half of their 95% interval.
+    """
     headers = [f"{label}: mean ± standard error (n)" for label in SCORES.values()]
-    rows = [["method", "images", *headers, "published accuracy"]]
+    first = next(iter(results))
+    rows = [["method", "images", *headers, f"accuracy of {first} minus this, ± half of the 95% interval", "published"]]
     for method, by_size in results.items():
         paper = published_accuracies(method, data)
         for n, splits in by_size.items():
             found = [mean_and_error([split[name] for split in splits]) for name in SCORES]
             scores = [f"{mean:.3f} ± {error:.3f} ({len(splits)})" for mean, error in found]
-            rows.append([method, str(n), *scores, f"{paper[str(n)]:g}" if str(n) in paper else ""])
+            accuracies = [[split["acc"] for split in own] for own in (results[first][n], splits)]
+            paired = difference_text(*accuracies, 4) if method != first else ""
+            rows.append([method, str(n), *scores, paired, f"{paper[str(n)]:g}" if str(n) in paper else ""])
     return rows
 
 

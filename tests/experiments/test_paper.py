@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import active, classification, convergence, feature_extraction, paper, protocol, training, uncertainty
 from experiments.methods import METHODS, Method
@@ -91,6 +92,12 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
         assert mean_and_spread(row[3]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
+    accuracies = np.reshape([log[-1]["test_acc"] for log in rest], (2, 2, 2)).mean(2)
+    difference, half = map(float, rows[2][5].split(" ± "))
+    paired = accuracies[0] - accuracies[1]
+    assert difference == pytest.approx(paired.mean(), abs=6e-5)
+    assert half == pytest.approx(stats.t.ppf(0.975, 1) * paired.std(ddof=1) / 2**0.5, abs=6e-5)
+    assert rows[1][5] == rows[4][5] == ""
     own = np.array([log[-1]["ens[10]_test_acc"] for log in bnns])
     assert mean_and_spread(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
 
