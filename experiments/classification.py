@@ -223,15 +223,16 @@ def block(results: Results, data: str) -> list[list[str]]:
 
     It has the paired differences of the first method's accuracies from the others', with half of their 95% interval.
     """
-    headers = [f"{label}: mean ± standard error (n)" for label in SCORES.values()]
     first = next(iter(results))
-    rows = [["method", "images", *headers, f"accuracy of {first} minus this, ± half of the 95% interval", "published"]]
+    headers = [f"{label}: mean ± standard error (n)" for label in SCORES.values()]
+    headers += [f"accuracy of {first} minus this, ± half of the 95% interval", "published accuracy"]
+    rows = [["method", "images", *headers]]
     for method, by_size in results.items():
         paper = published_accuracies(method, data)
         for n, splits in by_size.items():
             found = [mean_and_error([split[name] for split in splits]) for name in SCORES]
             scores = [f"{mean:.3f} ± {error:.3f} ({len(splits)})" for mean, error in found]
-            accuracies = [[split["acc"] for split in own] for own in (results[first][n], splits)]
+            accuracies = ([split["acc"] for split in own] for own in (results[first][n], splits))
             paired = difference_text(*accuracies, 4) if method != first else ""
             rows.append([method, str(n), *scores, paired, f"{paper[str(n)]:g}" if str(n) in paper else ""])
     return rows
