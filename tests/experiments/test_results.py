@@ -20,7 +20,11 @@ REPORTS = {
     for module in (classification, convergence, feature_extraction)
     if (command := re.search(rf"^python -m {module.__name__} (.*)$", TEXT, re.MULTILINE))
 }
-SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
+SECTIONS = {
+    (path.name, title): (path.parent, section)
+    for path in (ROOT / "RESULTS.md", RESULTS / "former.md")
+    for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
+}
 SCORES = r"0\.\d{4} ± 0\.\d{4} \| \d\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3}"  # accuracy, NLL, ECE
 
 
@@ -64,17 +68,20 @@ def stored_scores(row):
     return " | ".join(scores), paired
 
 
-@pytest.mark.parametrize("title", [title for title, text in SECTIONS.items() if re.search(SCORES, text)])
+@pytest.mark.parametrize(
+    "title", [title for title, (_, text) in SECTIONS.items() if re.search(SCORES, text)], ids=" ".join
+)
 def test_a_table_of_few_shot(title):
     """Each row has the scores of a method in a file that the section links, and its difference from the first."""
-    paths = re.findall(r"\]\((experiments/results/[^)]*\.csv)\)", SECTIONS[title])
+    folder, text = SECTIONS[title]
+    paths = re.findall(r"\]\(([^)]*\.csv)\)", text)
     stored = [
         stored_scores(row)
         for path in paths
-        for row in csv.DictReader((ROOT / path).read_text().splitlines())
+        for row in csv.DictReader((folder / path).read_text().splitlines())
         if "acc_se" in row
     ]
-    rows = re.findall(rf"^\|.*\| ({SCORES}) \| *(.*?) *\|$", SECTIONS[title], re.MULTILINE)
+    rows = re.findall(rf"^\|.*\| ({SCORES}) \| *(.*?) *\|$", text, re.MULTILINE)
     assert rows
     for scores, difference in rows:
         found = {paired for own, paired in stored if own == scores}
