@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md follow from what is stored in experiments/results."""
+"""The tables of RESULTS.md and of experiments/results/former.md follow from what is stored in experiments/results."""
 
 import csv
 import functools
