@@ -215,7 +215,7 @@ METHODS |= {
 # With the codes of the initial kernels spread evenly.
 METHODS |= {f"{name}-qmc": with_init(METHODS[name], "vae-qmc") for name in ("dwp", "frozen")}
 # From Xavier's kernels.
-METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("sn", "frozen", "frozen-3x3")}
+METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("sn", "frozen", "sn-3x3", "frozen-3x3")}
 # What is compared unless methods are named: neither the network of 3x3 kernels nor, below, augmented images.
 DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
