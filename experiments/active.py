@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 SCALES = {
-    "smoke": {"mnist": Part((10, 20), (0, 1), ("dropout",), 50, 50, (10, 20), (100,), 10)},
+    "smoke": {"mnist": Part((20, 30), (0, 1), ("dropout",), 50, 50, (20, 30), (100,), 10)},
     "laptop": {"mnist": Part()},
     "paper": {"mnist": Part(pool=10**6, test=10**6)},
 }

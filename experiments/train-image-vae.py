@@ -32,6 +32,8 @@ def parse(argv: list[str] | None = None):
     add("--epochs", type=WHOLE, default=4, help="passes over the training images")
     add("--lr", type=POSITIVE, default=1e-3, help="Adam's rate")
     options.add_init_options(parser, [name for name in INITS if name != "pretrained"])
+    help = "scale the kernels of each conv to the root mean square of Xavier's; by default they stay as they are"
+    parser.add_argument("--init_scale", choices=("xavier",), help=help)
     options.add_run_options(parser, "steps")
     parser.set_defaults(eval_freq=50)
     args = parser.parse_args(argv)
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None):
     import torch
 
     import utils
-    from models.build import init_network
+    from models.build import init_network, scale_as_xavier
     from models.image_vae import KERNEL_SIZES, ImageVAE
     from runs.device import autocast, choose_device, seed_all
     from runs.loop import Run, Stopwatch, split_batches
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None):
     sources = utils.load_sources(args, device, KERNEL_SIZES)
     vae = ImageVAE(args.hid_dim, args.z_dim).to(device)
     init_network(vae, args.init_list, sources, vae.convs())
+    if args.init_scale:
+        scale_as_xavier(vae.convs())
     optimizer = torch.optim.Adam(vae.parameters(), lr=args.lr)
     totals = torch.zeros(4, device=device)  # ELBO, log-likelihood, KL and images since the last row
     run = Run(SCRIPT, args, device, utils.run_inputs(train, test, sources))

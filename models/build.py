@@ -1,6 +1,6 @@
 """Builders of networks, initializations, priors and VAEs from names in `models.configs` and plain values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,6 +100,16 @@ def init_network(
                 print(f"conv {i}: {len(source['filters'])} kernels to choose {n} from, drawn with replacement")
             kernels = imported(init.builds)(n, **{need: source[need] for need in init.needs})
             weight.copy_(kernels.view_as(weight))
+
+
+@torch.no_grad()
+def scale_as_xavier(convs: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> None:
+    """Scale the weight of each conv to the root mean square of Xavier's: (2 / (fan in + fan out))^0.5 (Glorot & Bengio
+    2010). Without batch norms the scale of the kernels is that of the outputs."""
+    for conv in convs:
+        weight = conv.weight
+        fans = sum(weight.shape[:2]) * weight[0, 0].numel()
+        weight *= (2 / fans) ** 0.5 / weight.square().mean().sqrt()
 
 
 # --- priors -------------------------------------------------------------------------------------------------------

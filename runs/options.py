@@ -33,7 +33,7 @@ NOT_STORED = ("config", "continue_run", "overrides", "priors")
 # Options on which no result depends: two runs that differ in these alone are the same run.
 NOT_IDENTIFYING = (*NOT_STORED, "name", "tmp", "device", "tensorboard", "checkpoint_freq")
 # Options that were added when there were trials. Without a value they do not identify a trial, so its key stays.
-ADDED = ("test_fraction",)
+ADDED = ("test_fraction", "init_scale")
 OLD_VALUES = {"lr_schedule": "linear"}  # of options in runs from before the option, where that is not its default
 
 

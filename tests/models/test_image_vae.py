@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributions as dist
 
-from models.build import build_vae, init_network
+from models.build import build_vae, init_network, scale_as_xavier
 from models.image_vae import KERNEL_SIZES, ImageVAE
 
 
@@ -56,3 +56,15 @@ def test_every_conv_is_initialized(vae):
     decoded = source.decode(codes)[0].flatten(1)
     distances = torch.cdist(convs[0].weight.detach().flatten(1).float(), decoded).min(1).values
     assert distances.max() < 0.05 * decoded.std(0).norm()
+
+
+def test_the_scale_of_xavier(vae):
+    """Each conv has the root mean square of many draws of torch's Xavier, and the directions of its kernels."""
+    convs = vae.convs()
+    before = [conv.weight.detach().mul_(k).clone() for k, conv in enumerate(convs, 2)]
+    scale_as_xavier(convs)
+    for conv, old in zip(convs, before, strict=True):
+        weight = conv.weight.detach()
+        drawn = torch.stack([torch.nn.init.xavier_normal_(torch.empty_like(weight)) for _ in range(300)])
+        assert weight.square().mean().sqrt().item() == pytest.approx(drawn.square().mean().sqrt().item(), rel=0.05)
+        torch.testing.assert_close(weight / weight.norm(), old / old.norm())
