@@ -84,7 +84,7 @@ def test_a_table_of_few_shot(title):
         stored_scores(row)
         for path in paths
         for row in csv.DictReader((folder / path).read_text().splitlines())
-        if "acc_se" in row
+        if "acc_difference_interval" in row
     ]
     rows = re.findall(rf"^\|.*\| ({SCORES}) \| *(.*?) *\|$", text, re.MULTILINE)
     assert rows
