@@ -1,4 +1,7 @@
-"""Random changes of a batch of images, each image by itself, with draws on the images' device."""
+"""Random changes of a batch of images, each image by itself, with draws on the images' device.
+
+The transforms of torchvision draw once for a batch, so images would have to be changed one by one.
+"""
 
 import math
 

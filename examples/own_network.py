@@ -5,6 +5,7 @@
 Writes own_network.torch, the network's state dict.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,10 +18,16 @@ import utils
 from data.images import class_names
 from models.bayes import bayesianize, kl, predict, variance_parameters
 
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("images", help="a folder of images")
+folder = Path(parser.parse_args().images)
+if not folder.is_dir():
+    parser.error(f"images {folder}: found no such folder")
+
 SIDE, EPOCHS, KL_WEIGHT = 64, 20, 1e-6
 torch.manual_seed(0)
-train, test = utils.load_data(sys.argv[1], (3, SIDE, SIDE))  # without test/ a fifth of each class is the test part
-classes, n = class_names(Path(sys.argv[1])), len(train.labels)
+train, test = utils.load_data(str(folder), (3, SIDE, SIDE))  # without test/ a fifth of each class is the test part
+classes, n = class_names(folder), len(train.labels)
 
 vaes = {k: utils.load_vae(Path(utils.__file__).parent / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5, 3)}
 net = bayesianize(torchvision.models.resnet18(num_classes=len(classes)), vaes, kernels=256, draw=True)

@@ -10,6 +10,7 @@ that `experiments.few_shot` chooses on letters; with one seed all strategies sta
 
 The figure has means and standard deviations over seeds. The table also has the mean accuracy over all numbers of
 labels, and its paired difference from that of random images with half of the 95% interval (Student's t over seeds).
+`active.csv` has the accuracies of all networks.
 Predictions are kept in $DWP_PATH/active-<scale>, so a stopped experiment continues.
 """
 
@@ -25,6 +26,7 @@ from experiments.predictions import Predictions, predict_run
 from experiments.protocol import tune_experiment
 from experiments.subsets import stored_npz
 from runs.errors import one_line_errors
+from runs.log import write_csv
 
 STRATEGIES = ("mutual_information", "entropy", "random")
 Chain = tuple[str, str, int]  # method, strategy, seed
@@ -130,12 +132,16 @@ def table_of(part: Part, accuracies: dict[Chain, list[float]]) -> list[list[str]
 def main(argv: list[str] | None = None) -> None:
     experiment = parse("active", __doc__, SCALES, argv, data=("settings",))
     panels: dict[str, list[Any]] = {}
+    rows: list[dict[str, Any]] = []
     tables: dict[str, list[list[str]]] = {}
     roots: list[Path] = []
     for name in experiment.parts:
         part = SCALES[experiment.scale][name]
         accuracies, own = run_chains(experiment, part)
         roots += own
+        for (method, strategy, seed), values in accuracies.items():
+            chain = {"method": method, "strategy": strategy, "seed": seed}
+            rows += [chain | {"labels": n, "acc": value} for n, value in zip(part.numbers, values, strict=True)]
         tables["Accuracy on test images, mean ± standard deviation over seeds (n):"] = table_of(part, accuracies)
         for method in part.methods:
             values = {s: zip(*(accuracies[method, s, seed] for seed in part.seeds), strict=True) for s in STRATEGIES}
@@ -143,6 +149,7 @@ def main(argv: list[str] | None = None) -> None:
                 mean_curve(strategy.replace("_", " "), list(part.numbers), list(own))
                 for strategy, own in values.items()
             ]
+    write_csv(experiment.out / "active.csv", rows)
     write_report(experiment, tables, roots, panels, "labels", bands=True)
 
 

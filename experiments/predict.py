@@ -115,11 +115,11 @@ def export(net: Any, shape: Sequence[int], path: Path) -> None:
 
     set_mode(net, "det")
     x = torch.rand(2, *shape)
-    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    with atomic_write(path) as file:
-        torch.export.save(program, file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about tensors that are not on a CPU
+        warnings.simplefilter("ignore")  # of torch, about its own formats and about tensors that are not on a CPU
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+        with atomic_write(path) as file:
+            torch.export.save(program, file)
         found, expected = torch.export.load(path).module()(x), net(x)
     if not torch.allclose(found, expected, atol=1e-5):
         raise UserError(
@@ -172,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     write_csv(args.out, rows)
 
     order = parts["entropy"].argsort(stable=True)
-    shown = {"surest": order[:SHOWN], "least sure": order.flip(0)[:SHOWN]}
+    most = min(SHOWN, max(1, len(names) // 2))  # so that no image is shown both as sure and as unsure
+    shown = {"surest": order[:most], "least sure": order.flip(0)[:most]}
     known = labels >= 0
     wrong = [i for i in order.tolist() if known[i] and predicted[i] != labels[i]]
     if wrong:

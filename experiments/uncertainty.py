@@ -159,14 +159,15 @@ def measure(predicted: Predicted, sets: dict[str, "DataSet"]) -> dict[str, float
 
 
 def reliability(predicted: Sequence[Predicted], labels: "Tensor") -> tuple[list[float], list[float]]:
-    """Mean confidence and accuracy, of all networks together, in bins of equal width that are not empty."""
+    """Mean confidence and accuracy, of all networks together, in bins of equally many images."""
     from sklearn.calibration import calibration_curve
 
     from models.metrics import BINS
 
     right = np.concatenate([(own["test"].log_p.argmax(1) == labels).numpy() for own in predicted])
     confidence = np.concatenate([own["test"].log_p.exp().amax(1).clamp(max=1).numpy() for own in predicted])
-    accuracy, mean = calibration_curve(right, confidence, n_bins=BINS)
+    # Of bins of equal width the first have so few images that chance decides their accuracy.
+    accuracy, mean = calibration_curve(right, confidence, n_bins=BINS, strategy="quantile")
     return mean.tolist(), accuracy.tolist()
 
 

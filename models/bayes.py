@@ -236,7 +236,7 @@ def bayesianize(
     Parameters
     ----------
     priors : VAEs by kernel size (see `utils.load_vae`): the deep weight prior of convs with k x k kernels. The other
-        convs have the prior N(0, scale^2).
+        convs have the prior N(0, scale^2). Classes derived from `torch.nn.Conv2d` stay as they are.
     scale : standard deviation of the weights under that prior.
     kernels : drawn per layer and estimate of the KL; 0 takes all.
     draw : whether kernels of the deep weight prior, decoded at evenly spread codes, become the posterior's means where

@@ -66,6 +66,8 @@ def data_type(text: str) -> str:
 
 def aug_type(text: str) -> int | str:
     """An argparse type: "affine" or a switch."""
+    if text != "affine" and text.lower() not in SWITCH:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected 0, 1 or affine")
     return text if text == "affine" else switch_type(text)
 
 

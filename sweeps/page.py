@@ -31,11 +31,11 @@ MAX_LAYERS = 8  # of a network, whose kernels are shown
 # The columns of logs that the first table and the figures have, by what they are.
 HEADLINES = {
     "accuracy": r"test_acc|draws/acc",
+    "NLL": r"test_nll|draws/nll",
+    "ECE": r"test/ece|draws/ece",
+    "Brier": r"test/brier|draws/brier",
     "accuracy, ensemble": r"ens\[\d+\]_test_acc",
     "accuracy, mean network": "det_test_acc",
-    "NLL": "test_nll",
-    "NLL, draws of the weights": "draws/nll",
-    "ECE": r"test/ece|draws/ece",
     "ELBO": "test_elbo",
 }
 # A click on a header sorts the rows of its table by that column, a second click in the other order.

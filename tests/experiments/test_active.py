@@ -1,5 +1,6 @@
 """Active learning: which images each strategy picks, and a whole experiment on small data."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from experiments.methods import Method
 from experiments.predictions import Predictions
 from runs.files import read_yaml
 from tests.conftest import network_argv
+from tests.experiments.conftest import mean_and_spread
 from utils import load_data
 
 
@@ -38,6 +40,14 @@ def test_an_experiment(run_experiment, small_inputs, monkeypatch, sandbox):
     rows, _ = run_experiment(active, lambda small: {"mnist": part})
     assert [row[1] for row in rows] == ["images picked by", "mutual information", "entropy", "random"]
     assert len({row[2] for row in rows[1:]}) == 1, "all strategies start from the same networks"
+    with open(sandbox / "out" / "active.csv", newline="") as file:
+        stored = list(csv.DictReader(file))
+    for row in rows[1:]:
+        for n, cell in ((10, row[2]), (16, row[3])):
+            own = [
+                float(r["acc"]) for r in stored if r["strategy"].replace("_", " ") == row[1] and int(r["labels"]) == n
+            ]
+            assert mean_and_spread(cell) == pytest.approx([np.mean(own), np.std(own, ddof=1)], abs=0.0006)
     runs = [read_yaml(path) for path in sorted(sandbox.glob("logs/exman-train-net.py/runs/*/params.yaml"))[1:]]
     assert len(runs) == 2 + 2 * 3 * 2, "networks of the first images are trained once"
     learnt = {}

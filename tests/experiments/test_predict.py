@@ -231,7 +231,6 @@ def test_what_is_no_run(text, expected, small_inputs, script, capsys):
     assert stop.value.code == 2 and expected in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.filterwarnings("ignore:No complete tensor")
 @pytest.mark.parametrize("model, net_cfg", [("fconv", "bayes"), ("cifarnet", "vanilla")])
 def test_the_export(model, net_cfg, small_inputs, script, tmp_path, capsys):
     """The exported network gives the mean network's logits for another number of images."""

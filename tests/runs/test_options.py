@@ -68,7 +68,10 @@ def test_yaml_as_people_write_it(script, tmp_path, switch, expected):
     assert script("train-net.py").parse(["--aug", switch, "--rfe", "on"]).rfe == 1
 
 
-@pytest.mark.parametrize("line, expected", [("aug: perhaps", "--aug"), ("tmp: 7", "tmp"), ("lr: {a: 1}", "lr")])
+@pytest.mark.parametrize(
+    "line, expected",
+    [("aug: perhaps", "--aug: found 'perhaps', expected 0, 1 or affine"), ("tmp: 7", "tmp"), ("lr: {a: 1}", "lr")],
+)
 def test_yaml_that_no_option_takes(refusal, tmp_path, line, expected):
     (tmp_path / "x.yaml").write_text(f"{line}\n")
     assert expected in refusal("train-bnn.py", ["--config", str(tmp_path / "x.yaml")])
