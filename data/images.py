@@ -147,7 +147,8 @@ def read_any(folder: Path, shape: Shape) -> tuple[list[Path], Tensor]:
     places, images, damaged = read_images(files, shape)
     report(folder, damaged, others)
     if not images:
-        raise ValueError("found no image, expected one or more")
+        found = "no image" if folder.is_dir() else "no such folder"
+        raise ValueError(f"found {found}, expected one or more images")
     return [files[i].relative_to(folder) for i in places], torch.stack(images)
 
 

@@ -73,6 +73,10 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
         return [str(i) for i in range(len(test.labels))], *test
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
+        for own in runs:
+            part = Path(own["data"], "train")
+            if part.is_dir() and folder.resolve().is_relative_to(part.resolve()):
+                raise ValueError("found images that the run learnt from, expected others")
         if not of_run:
             files, images = read_any(folder, shape)
             numbers = {name: i for i, name in enumerate(classes)}

@@ -125,7 +125,7 @@ def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     """Another split would put images that the run learnt from among its test images; a link is the same folder."""
     with pytest.raises(SystemExit):
         predict.main([str(run), str(tmp_path / "nothing")])
-    assert "nothing: found no image" in capsys.readouterr().err
+    assert "nothing: found no such folder, expected one or more images" in capsys.readouterr().err
     (tmp_path / "link").symlink_to(color_folder)
     predict.main([str(run), str(tmp_path / "link"), "--out", str(tmp_path / "p.csv"), "--samples", "2"])
     assert len(table(tmp_path / "p.csv")) == 6
@@ -158,9 +158,11 @@ def test_a_run_without_test_images(color_folder, script, sandbox, tmp_path, caps
     shutil.move(color_folder, tmp_path / "two" / "train")
     argv = ["--data", str(tmp_path / "two"), "--hid_dim", "2", "3", "--epochs", "1", "--device", "cpu"]
     root = script("train-net.py").main(argv).root
-    with pytest.raises(SystemExit) as stop:
-        predict.main([str(root), str(tmp_path / "two")])
-    assert stop.value.code == 2 and "found no test images" in capsys.readouterr().err
+    learnt = "found images that the run learnt from, expected others"
+    for folder, message in (("two", "found no test images"), ("two/train", learnt), ("two/train/red", learnt)):
+        with pytest.raises(SystemExit) as stop:
+            predict.main([str(root), str(tmp_path / folder)])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_unlabelled_images(run, tmp_path, capsys):
@@ -256,7 +258,7 @@ def test_uncertainty_of_known_distributions():
 @pytest.mark.parametrize(
     "data, message",
     [
-        ("nothing", "DATA nothing: found no image"),
+        ("nothing", "DATA nothing: found no such folder"),
         ("svhn", "DATA svhn: found test images (10, 3, 32, 32)"),
         ("x.npz", "--data x.npz:"),
     ],
