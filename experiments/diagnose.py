@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from models.bayes import BayesLayer
     from models.priors import DeepWeightPrior
-    from sweeps.page import FOOT, HEAD, element, html_table, kernels_section, plot_curves, svg_element
+    from sweeps.page import FOOT, HEAD, curves_element, element, html_table, kernels_section
     from sweeps.tables import read_runs
 
     net = load_with_priors(args.run)
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
     (record,) = read_runs([Path(args.run)])
     parts = [HEAD, element("h1", Path(args.run).name), element("h2", "Learning curves")]
-    parts.append(svg_element(plot_curves({record.root.name: [record]})))
+    parts.append(curves_element({record.root.name: [record]}))
     note = "Medians over the weights of a layer; KL in nats, of a sampled one the mean of 10 estimates."
     parts += [element("h2", "Posterior and KL"), element("p", note), html_table(pd.DataFrame(rows))]
     if gaps:

@@ -138,6 +138,14 @@ def svg_element(figure: plt.Figure) -> str:
     return f"<div>{text.getvalue()[text.getvalue().index('<svg') :]}</div>\n"
 
 
+def curves_element(curves: dict[str, list[Record]]) -> str:
+    """The figure of `plot_curves`, or a sentence where there is no run or no log has more than one row."""
+    if any(len(record.rows) > 1 for members in curves.values() for record in members):
+        return svg_element(plot_curves(curves))
+    why = "Each log has one row: --eval_freq sets how often a run is evaluated." if curves else "No finished run."
+    return element("p", why)
+
+
 def kernels_before_after(record: Record) -> dict[str, tuple[Tensor, Tensor]]:
     """Kernels (n, 1, k, k) of each conv layer before the training and after it, by the layer's name.
 
@@ -244,7 +252,7 @@ def page_html(
             parts.append(element("p", "The mean of each group's finished runs and its 95% interval, at each t."))
         else:
             curves = {record.root.name: [record] for record in own}
-        parts.append(svg_element(plot_curves(curves)) if curves else element("p", "No finished run."))
+        parts.append(curves_element(curves))
         table = tables["runs"][[record.script == script for record in records]].dropna(axis=1, how="all")
         arguments = [name for name in table if name in own[0].arguments]
         constant = [name for name in arguments if len(own) > 1 and table[name].nunique(dropna=False) == 1]

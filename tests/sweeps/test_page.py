@@ -41,10 +41,14 @@ def test_a_page_of_hostile_texts(write_run, sandbox, by):
 
 
 def test_a_page_of_zeros(write_run, sandbox):
-    """Columns of zeros have no panel, also where no other column exists."""
-    write_run("train-net.py", 1, [{"t": 1, "test_acc": 0.0}])
-    collect.main(["--html", "--out", str(sandbox / "out")])
-    assert "train-net.py" in elements_of((sandbox / "out" / "page.html").read_text()).text
+    """Columns of zeros have no panel, also where no other column exists; a log of one row has no curve."""
+    for n_rows in (1, 2):
+        write_run("train-net.py", n_rows, [{"t": t, "test_acc": 0.0} for t in range(n_rows)])
+        collect.main(["--html", "--out", str(sandbox / "out")])
+        elements = elements_of((sandbox / "out" / "page.html").read_text())
+        assert "train-net.py" in elements.text
+        assert ("Each log has one row" in elements.text) == (n_rows == 1)
+        assert [tag for tag, _ in elements.tags].count("svg") == n_rows - 1
 
 
 def test_groups_with_different_columns(write_run, sandbox):
