@@ -322,10 +322,7 @@ SMALL_RUNS = {
     "bnn-dwp": ("train-bnn.py", [*BNN, "--epochs", "6", "--prior_list", "vae", "vae", "--reverse", "train"]),
     "vae": ("train-vae.py", ["--kernel_dim", "5", "--z_dim", "2", "--num_epochs", "6", "--eval_freq", "4"]),
     "flow": ("train-vae.py", ["--kernel_dim", "5", "--kind", "flow", "--num_epochs", "6"]),
-    "image-vae": (
-        IMAGE_VAE,
-        ["--data", "not-mnist", "--hid_dim", "2", "3", "--epochs", "6", "--bs", "32", "--init_scale", "xavier"],
-    ),
+    "image-vae": (IMAGE_VAE, [*SMALL, "--epochs", "6", "--init_scale", "xavier"]),
 }
 
 
