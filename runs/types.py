@@ -66,15 +66,13 @@ def data_type(text: str) -> str:
 
 def aug_type(text: str) -> int | str:
     """An argparse type: "affine" or a switch."""
-    if text != "affine" and text.lower() not in SWITCH:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected 0, 1 or affine")
-    return text if text == "affine" else switch_type(text)
+    return text if text == "affine" else switch_type(text, "0, 1 or affine")
 
 
-def switch_type(text: str) -> int:
+def switch_type(text: str, expected: str = "0 or 1") -> int:
     """An argparse type: 0 or 1, or as people write it in YAML: no, off, false, yes, on, true."""
     if text.lower() not in SWITCH:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected 0 or 1")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
     return SWITCH[text.lower()]
 
 

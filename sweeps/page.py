@@ -28,10 +28,12 @@ PANELS = 3  # in a row
 MAX_LEGEND = 12  # curves; a figure with more has no legend
 MAX_NAME = 60  # characters of a name in a figure
 MAX_LAYERS = 8  # of a network, whose kernels are shown
-# The columns of logs that the first table and the figures have, by what they are.
+# The columns of logs that the first table and the figures have, by what they are. Of names that are equal up to a comma
+# a figure has the first one that the logs have.
 HEADLINES = {
     "accuracy": r"test_acc|draws/acc",
-    "NLL": r"test_nll|draws/nll",
+    "NLL, draws of the weights": "draws/nll",
+    "NLL": "test_nll",
     "ECE": r"test/ece|draws/ece",
     "Brier": r"test/brier|draws/brier",
     "accuracy, ensemble": r"ens\[\d+\]_test_acc",
@@ -139,7 +141,7 @@ def svg_element(figure: plt.Figure) -> str:
 
 
 def curves_element(curves: dict[str, list[Record]]) -> str:
-    """The figure of `plot_curves`, or a sentence where there is no run or no log has more than one row."""
+    """The figure of `plot_curves`. Without a run, or if each log has one row, a sentence that says so instead."""
     if any(len(record.rows) > 1 for members in curves.values() for record in members):
         return svg_element(plot_curves(curves))
     why = "Each log has one row: --eval_freq sets how often a run is evaluated." if curves else "No finished run."
@@ -202,7 +204,7 @@ def compact_table(groups: dict[tuple, list[Record]], by: Sequence[str]) -> pd.Da
 
 
 def plot_groups(groups: dict[tuple, list[Record]], by: Sequence[str]) -> plt.Figure | None:
-    """A panel per headline, at most `PANELS`, of one script's groups: means and standard deviations.
+    """A panel per kind of headline, at most `PANELS`, of one script's groups: means and standard deviations.
 
     The x-axis has the first argument of `by` whose values are numbers and differ, or else the first of all; the other
     arguments have a line for each of their values. None where `by` is empty or there is one group.
@@ -217,12 +219,13 @@ def plot_groups(groups: dict[tuple, list[Record]], by: Sequence[str]) -> plt.Fig
         lines.setdefault((*key[1 : 1 + place], *key[2 + place :]), []).append(key)
     others = [name for i, name in enumerate(by) if i != place]
     panels: dict[str, list[Curve]] = {}
+    drawn: dict[str, str] = {}  # the headline of each kind
     for line, keys in lines.items():
         label = figure_text(", ".join(f"{n} {value}" for n, value in zip(others, line, strict=True)) or "runs")
         found = {key: headlines(groups[key]) for key in keys}
         for name in HEADLINES:
             own = [(key[1 + place], summary(found[key][name])) for key in keys if name in found[key]]
-            if own and (name in panels or len(panels) < PANELS):
+            if own and drawn.setdefault(name.split(",")[0], name) == name and (name in panels or len(panels) < PANELS):
                 x = [value if numbers else figure_text(str(value)) for value, _ in own]
                 spread = [0.0 if point["n"] == 1 else point["std"] for _, point in own]
                 panels.setdefault(name, []).append(Curve(label, x, [point["mean"] for _, point in own], spread))

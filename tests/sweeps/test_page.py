@@ -144,6 +144,19 @@ def test_the_figure_of_groups(groups):
     assert plot_groups(groups, []) is None
 
 
+def test_a_figure_of_draws(write_run, sandbox):
+    """Its accuracy, NLL and ECE are of the same prediction; the table also has the NLL of the ensemble."""
+    draws = {"draws/acc": 0.8, "draws/nll": 0.6, "draws/ece": 0.1, "draws/brier": 0.3}
+    for n in (50, 100):
+        write_run("train-bnn.py", n, [{"t": 1, "test_nll": 0.9, "ens[2]_test_acc": 0.7, **draws}], num_examples=n)
+    own = group_runs(read_runs([sandbox / "logs"]), ["num_examples"])
+    axes = plot_groups(own, ["num_examples"]).axes
+    assert [axis.get_ylabel() for axis in axes] == ["accuracy", "NLL, draws of the weights", "ECE"]
+    assert [axis.containers[0][0].get_ydata()[0] for axis in axes] == [0.8, 0.6, 0.1]
+    table = compact_table(own, ["num_examples"])
+    assert list(table["NLL"]) == ["0.9 (1)"] * 2 and list(table["NLL, draws of the weights"]) == ["0.6 (1)"] * 2
+
+
 def test_a_browser_reports_no_error(groups, sandbox):
     collect.main(["--html", "--by", "num_examples", "prior_list", "--out", str(sandbox / "out")])
     assert_no_error_in_browser(sandbox / "out" / "page.html", "vae vae")
