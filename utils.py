@@ -66,8 +66,10 @@ def load_data(
             parts = imported(DATA_SETS[name])(data_root())
         else:
             parts = imported("data.images:load")(Path(name), shape, test_fraction, seed)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--data {name}: {error}") from None
+    except OSError as error:
+        raise UserError(f"--data {name}: {error.strerror if error.filename == name else error}") from None
+    except ValueError as error:
+        raise UserError(f"--data {name}: {str(error).removeprefix(f'{name}: ')}") from None
     train, test = (DataSet(torch.tensor(images), torch.tensor(labels)) for images, labels in parts)
     return train, test
 

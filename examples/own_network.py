@@ -26,7 +26,10 @@ if not folder.is_dir():
 
 SIDE, EPOCHS, KL_WEIGHT = 64, 20, 1e-6
 torch.manual_seed(0)
-train, test = utils.load_data(str(folder), (3, SIDE, SIDE))  # without test/ a fifth of each class is the test part
+try:
+    train, test = utils.load_data(str(folder), (3, SIDE, SIDE))  # without test/ a fifth of each class is the test part
+except ValueError as error:
+    parser.error(str(error).replace("--data", "images", 1))
 classes, n = class_names(folder), len(train.labels)
 
 vaes = {k: utils.load_vae(Path(utils.__file__).parent / "data" / "fconv" / f"vae{k}x{k}") for k in (7, 5, 3)}

@@ -221,13 +221,14 @@ def test_a_link_out_of_the_folder_is_refused(color_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "classes, message", [((), "found 0 folders"), (("a",), "found 1 folders"), (("a", "b"), "a: found no image")]
+    "classes, message", [((), "found 0 folders"), (("a",), "found 1 folders"), (("a", "b"), "{}/a: found no image")]
 )
 def test_no_images(classes, message, tmp_path):
     for name in classes:
         (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         load(tmp_path)
+    assert str(error.value).startswith(f"--data {tmp_path}: {message.format(tmp_path)}")
 
 
 def test_an_npz_file_of_another_shape(tmp_path, capsys):

@@ -33,3 +33,11 @@ def test_own_network(color_folder, tmp_path):
     assert sum(line.startswith(tuple(f"{name}: " for name in COLORS)) for line in done.stdout.splitlines()) == 6
     state = torch.load(tmp_path / "own_network.torch", weights_only=True)
     assert {"conv1.mean.weight", "conv1.var.weight", "fc.weight"} <= set(state)
+
+
+def test_own_network_without_images(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "own_network.py"), str(tmp_path)], capture_output=True, text=True
+    )
+    found = f"error: images {tmp_path}: found 0 folders, expected one for each of at least 2 classes"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(found)

@@ -102,7 +102,7 @@ MISTAKES = [
     ("train-bnn.py", ["--model", "cifarnet", "--model_size", "0.001"], "--model_size"),
     ("train-bnn.py", ["--model", "cifarnet", "--data", "not-mnist"], "expected (3, 32, 32) for cifarnet"),
     ("train-bnn.py", ["--data", "mnst"], "--data: found 'mnst', expected one of mnist, not-mnist"),
-    ("train-net.py", ["--data", "nowhere.npz"], "nowhere.npz: [Errno 2] No such file"),
+    ("train-net.py", ["--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
     ("train-bnn.py", ["--model", "cifarnet", "--prior_list", "sn", "sn"], "--prior_list: found 2 entries, expected 4"),
     ("train-bnn.py", ["--vae_list", "a", "b", "c"], "--vae_list: found 3 entries, expected at most 2"),
     ("train-bnn.py", ["--flow_list", "a", "b", "c"], "--flow_list: found 3"),
