@@ -19,6 +19,8 @@ def parse(argv: list[str] | None = None):
     add("--data_dir", type=path_type, metavar="DIR", default="", help="folder with train.npy and test.npy")
     add("--train", type=path_type, metavar="NPY", default="", help="training kernels, instead of data_dir's")
     add("--test", type=path_type, metavar="NPY", default="", help="test kernels, instead of data_dir's")
+    help = "scale each kernel to this norm, so that posteriors do not collapse under the whole KL (RESULTS.md)"
+    add("--norm", type=POSITIVE, metavar="X", help=help)
     add("--batch_size", type=WHOLE, default=128, help="kernels per training batch")
     add("--test_bs", type=WHOLE, default=512, help="kernels per test batch")
     add = parser.add_argument_group("model").add_argument
@@ -94,6 +96,12 @@ def main(argv: list[str] | None = None):
         train = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim).to(device)
     with user_error("--test"):
         test = utils.load_kernels(args.test or Path(args.data_dir, "test.npy"), args.kernel_dim).to(device)
+    if args.norm:
+        for kernels in (train, test):
+            norms = kernels.flatten(1).norm(dim=1)
+            if not norms.all():
+                raise UserError(f"--norm: found {(norms == 0).sum()} kernels of norm 0, expected none")
+            kernels.mul_(args.norm / norms.view(-1, 1, 1, 1))
     if args.kind == "flow" and len(train) < 2:
         raise UserError("--train: found 1 kernel, expected at least 2, whose mean and deviation a flow needs")
     if args.kind == "flow":

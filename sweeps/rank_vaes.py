@@ -44,19 +44,20 @@ def roughness(kernels: "torch.Tensor") -> float:
 
 
 def rank(
-    vae_lists: Sequence[Sequence[str]],
+    lists: Sequence[Sequence[str]],
     words: Sequence[str] = DEFAULT,
     splits: Sequence[int] = SPLITS,
     seeds: Sequence[int] = SEEDS,
+    kind: str = "vae",
 ) -> list[dict[str, Any]]:
-    """The rows of the table: one for each candidate of `vae_lists`, the folders of a VAE for each conv of the network.
+    """The rows of the table: one for each candidate of `lists`, the folders of a VAE for each conv of the network.
 
-    `words` are the options of train-net.py, `splits` the `data_split_seed` of each task, `seeds` the seeds of the
-    networks, at least two. Raises UserError.
+    With the kind "filters" they are npy files of kernels. `words` are the options of train-net.py, `splits` the
+    `data_split_seed` of each task, `seeds` the seeds of the networks, at least two. Raises UserError.
     """
     parse_network = load_script(find_script("train-net.py"))["parse"]
-    inits = ["vae-qmc"] * len(MODELS[parse_network(words).model].kernel_sizes)
-    candidates = [parse_network([*words, "--init_list", *inits, "--vae_list", *vaes]) for vaes in vae_lists]
+    inits = [{"vae": "vae-qmc"}.get(kind, kind)] * len(MODELS[parse_network(words).model].kernel_sizes)
+    candidates = [parse_network([*words, "--init_list", *inits, f"--{kind}_list", *paths]) for paths in lists]
     network = candidates[0]
     for option in ("num_examples", "classifier_lamb"):
         if getattr(network, option) is None:
@@ -105,12 +106,12 @@ def rank(
 
     rows: list[dict[str, Any]] = []
     first: list[dict[str, float]] = []
-    for vaes, sources in zip(vae_lists, loaded, strict=True):
+    for paths, sources in zip(lists, loaded, strict=True):
         own = [scores(sources, seed) for seed in tqdm(seeds, desc="networks", leave=False, disable=None)]
         first = first or own
         columns = {name: [row[name] for row in own] for name in ("acc", "nll")}
         columns["acc_difference"] = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
-        row: dict[str, Any] = {"vae_list": " ".join(vaes)}
+        row: dict[str, Any] = {f"{kind}_list": " ".join(paths)}
         for name, values in columns.items():
             found = summary(values)
             row |= {name: found["mean"], f"{name}_se": standard_error(found)}

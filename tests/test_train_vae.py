@@ -49,6 +49,26 @@ def test_the_kl_warmup_weighs_the_kl_in_the_loss_alone(script, sandbox):
     assert run.rows[0]["train_elbo"] == pytest.approx(elbo.elbo.mean().item(), rel=1e-5)
 
 
+def test_kernels_of_one_norm(script, sandbox, capsys):
+    """`--norm 2` trains as on kernels that numpy scaled to the norm 2; a kernel of norm 0 cannot be scaled."""
+    kernels = np.random.default_rng(0).standard_normal((20, 1, 5, 5)) * np.linspace(0.1, 5, 20).reshape(20, 1, 1, 1)
+    scaled = 2 * kernels / np.sqrt((kernels**2).sum((1, 2, 3), keepdims=True))
+    argv = ["--kernel_dim", "5", "--z_dim", "2", "--hidden_dim", "3", "--batch_size", "7", "--num_epochs", "2"]
+    runs = []
+    for name, array, options in (("k", kernels, ["--norm", "2"]), ("scaled", scaled, [])):
+        (sandbox / name).mkdir()
+        for part in ("train", "test"):
+            np.save(sandbox / name / f"{part}.npy", array)
+        runs.append(script("train-vae.py").main([*argv, "--data_dir", str(sandbox / name), *options]))
+    for column, value in runs[0].rows[-1].items():
+        assert value == pytest.approx(runs[1].rows[-1][column], rel=1e-3), column
+    kernels[3] = 0
+    np.save(sandbox / "k" / "test.npy", kernels)
+    with pytest.raises(SystemExit):
+        script("train-vae.py").main([*argv, "--data_dir", str(sandbox / "k"), "--norm", "2"])
+    assert "--norm: found 1 kernels of norm 0, expected none" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("k", VAES)
 def test_train_a_flow(script, small_inputs, tmp_path, k, capsys):
     kernels = np.random.default_rng(0).standard_normal((300, 1, k, k)).cumsum(3).astype(np.float32)

@@ -18,6 +18,7 @@ COMMANDS = (
     *("sweeps.__main__", "sweeps.collect", "sweeps.pipeline"),
     *("experiments.compare_kernels", "experiments.demo", "experiments.elbo_table", "experiments.extract_kernels"),
     *("experiments.plot_kernels", "sweeps.rank_vaes", "experiments.vae_stats"),
+    "experiments.whole_kl",
     *(
         "experiments.classification",
         "experiments.convergence",
@@ -165,6 +166,7 @@ MISTAKES = [
     ("sweeps.__main__", ["--status", "--name", "nothing"], "--status: found no sweep nothing in "),
     ("experiments.elbo_table", ["--vaes", "nowhere", "--data", "x"], "--vaes nowhere/params.yaml"),
     ("experiments.vae_stats", ["--vae", "nowhere", "--data", "x"], "--vae nowhere/params.yaml"),
+    ("experiments.whole_kl", ["--vae_list", "nowhere", "x"], "--vae_list"),
     ("experiments.demo", ["--split", "1.5"], "--split"),
     ("sweeps.collect", ["nowhere"], "PATH nowhere: found neither runs (exman-*)"),
     ("sweeps.collect", ["--by"], "--by"),
