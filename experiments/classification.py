@@ -12,9 +12,10 @@ network. The second block has the four methods of the paper's figure. There is n
 An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There the
 settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
 learnt too. All methods start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same
-images. `--vaes` names other VAEs than those of data/fconv, such as the paper's own, for the part `published` alone:
-vae7x7 and vae5x5 in a folder, each with `params.yaml` and `vae_params.torch`. As published the KL is of all kernels at
-scale paper, and of 512 drawn ones at scale laptop.
+images. In the part `published` these are VAEs of data/fconv/scaled, of scaled kernels, which do not collapse under the
+whole KL (RESULTS.md). There `--vaes` names others, such as the paper's own: vae7x7 and vae5x5 in a folder, each with
+`params.yaml` and `vae_params.torch`. As published the KL is of all kernels at scale paper, and of 512 drawn ones at
+scale laptop.
 
 A report has the parts of one command. The tables and the figure, `classification.png` and `.pdf`, have means and
 standard errors over splits, whose seeds are averaged first, and the tables paired differences from the first method;

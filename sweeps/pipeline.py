@@ -166,15 +166,16 @@ def run_pipeline(context: Context, scale: Scale, places: dict[str, str]) -> list
         models[name] = [file for file in files if file.name == "model.torch"]
 
     convs, trained, kernels = {}, {}, []
-    for name, (nets, min_norm, vae, seeds) in scale.kernels.items():
+    for name, (nets, min_norm, vae, seeds, of) in scale.kernels.items():
         size = name.split("-")[0]
-        sources = [model for net in nets for model in models[net]]
-        make = functools.partial(extract_kernels, out, name, min_norm, sources)
-        files = run_stage(out, f"kernels{name}", [f"--min_norm_{size}", str(min_norm)], sources, make)
-        arrays = [file for file in files if file.suffix == ".npy"]
-        kernels += arrays
-        convs[name] = arrays[0].parent
-        shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(convs[name]), *shlex.split(vae)]
+        if not of:
+            sources = [model for net in nets for model in models[net]]
+            make = functools.partial(extract_kernels, out, name, min_norm, sources)
+            files = run_stage(out, f"kernels{name}", [f"--min_norm_{size}", str(min_norm)], sources, make)
+            convs[name] = files[-1].parent
+            kernels += [file for file in files if file.suffix == ".npy"]
+        arrays = [convs[of or name] / f"{part}.npy" for part in ("train", "test")]
+        shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(convs[of or name]), *shlex.split(vae)]
         files = sweep_stage(context, f"train-vae{name}", "train-vae.py", seeds, shared, arrays)
         trained[name] = list(dict.fromkeys(file.parent for file in files))
 

@@ -26,6 +26,7 @@ class Kernels(NamedTuple):
     min_norm: float  # kernels of at least this norm are kept
     vae: str  # the arguments of train-vae.py
     seeds: str = "--seed 42"  # of the VAEs
+    of: str = ""  # a name before this one, whose kernels these are: another VAE of them
 
 
 class Ranking(NamedTuple):
@@ -131,6 +132,21 @@ SCALES = {
                 f"--hidden_dim 16 --z_dim 2 --num_epochs 30 --batch_size 128 --var 0.0015 {LAPTOP_VAE}",
                 SEEDS,
             ),
+            # For the whole KL, under which posteriors of kernels of many norms become one kernel near zero.
+            "7x7-scaled": Kernels(
+                [],
+                0.2,
+                f"--norm 1 --hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 --var train {LAPTOP_VAE}",
+                SEEDS,
+                "7x7",
+            ),
+            "5x5-scaled": Kernels(
+                [],
+                0.1,
+                f"--norm 0.25 --hidden_dim 16 --z_dim 2 --num_epochs 30 --batch_size 128 --var train {LAPTOP_VAE}",
+                SEEDS,
+                "5x5",
+            ),
             "3x3": Kernels(
                 ["3x3"],
                 0.1,
@@ -147,6 +163,7 @@ SCALES = {
         },
         rankings={
             "fconv": Ranking(["7x7", "5x5"], f"{RANKING} --hid_dim 32 128"),
+            "fconv-scaled": Ranking(["7x7-scaled", "5x5-scaled"], f"{RANKING} --hid_dim 32 128"),
             "fconv3x3": Ranking(["3x3-1", "3x3", "3x3"], f"{RANKING} --model fconv3x3 --hid_dim 32 64 64"),
         },
         bnns={

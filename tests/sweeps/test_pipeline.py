@@ -172,6 +172,20 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     assert set(out.glob("conv7x7-*")) == before7
 
 
+def test_another_vae_of_the_same_kernels(run, trained, plain, sandbox, monkeypatch):
+    """It learns from the folder of the other VAE's kernels, and no kernels are extracted for it."""
+    run()
+    kernels = scales.SCALES["smoke"].kernels
+    scaled = scales.Kernels([], 0, "--norm 1 --hidden_dim 4 --z_dim 2 --num_epochs 3", of="5x5")
+    change(monkeypatch, kernels=kernels | {"5x5-scaled": scaled})
+    run()
+    out = sandbox / "logs" / "pipeline" / "smoke"
+    (conv,), (vae,) = out.glob("conv5x5-*"), out.glob("vae5x5-scaled-*")
+    params = yaml.safe_load((vae / "params.yaml").read_text())
+    assert params["data_dir"] == str(conv) and params["norm"] == 1 and utils.load_vae(vae).kernel_dim == 5
+    assert trained == ALL + Counter({"train-vae.py": 1})
+
+
 @pytest.mark.parametrize("after", [1, 6, 10])
 def test_a_stopped_pipeline_continues(run, trained, plain, after):
     trained.stop_after = after

@@ -28,8 +28,9 @@ def test_the_commands_accept_the_scales(scale, script, sandbox):
         elif name.startswith("bnns-"):
             assert len(others) >= 3 and set(spec.by.split()) <= set(vars(args))
     trials = {}
-    for name, (nets, min_norm, vae, seeds) in spec.kernels.items():
-        assert set(nets) <= set(spec.nets) and min_norm >= 0
+    for name, (nets, min_norm, vae, seeds, of) in spec.kernels.items():
+        assert set(nets) <= set(spec.nets) and min_norm >= 0 and bool(nets) == (not of)
+        assert not of or (of in trials and of[:3] == name[:3])
         shared = ["--kernel_dim", name[0], "--data_dir", "x", *shlex.split(vae)]
         trials[name] = make_trials(find_script("train-vae.py"), split_options(shlex.split(seeds))[1], shared)
     for names, network in spec.rankings.values():
