@@ -1,8 +1,8 @@
 r"""Train a Bayesian network by variational inference, with a prior for each conv layer.
 
     python train-bnn.py --data mnist --data_split_seed 0 --num_examples 50 --epochs 10000 --model fconv \
-        --vae_list data/fconv/vae7x7/ data/fconv/vae5x5/ --init_list vae vae --net_cfg bayes --hid_dim 32 128 \
-        --prior_list vae vae --eval_freq 100
+        --vae_list data/fconv/scaled/vae7x7/ data/fconv/scaled/vae5x5/ --init_list vae vae --net_cfg bayes \
+        --hid_dim 32 128 --prior_list vae vae --eval_freq 100
 """
 
 from models.configs import MODELS, PRIORS
@@ -33,7 +33,8 @@ def parse(argv: list[str] | None = None):
     )
     add("--lamb", type=POSITIVE, default=1.0, help="standard deviation of the priors 'sn' and 'sn-mc'")
     add("--classifier_lamb", type=POSITIVE, help="standard deviation of the classifier's prior; none: lamb")
-    add("--kl_weight", type=number_type(float, 0), default=1.0, help="factor of the KL in the objective")
+    help = "factor of the KL in the objective; for 1 and few images take VAEs as those of data/fconv/scaled"
+    add("--kl_weight", type=number_type(float, 0), default=1.0, help=help)
     add("--dwp_samples", type=WHOLE, default=1, help="draws of w per kernel and step, for 'vae', 'flow', 'sn-mc'")
     add(
         "--kl_kernels",

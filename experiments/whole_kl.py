@@ -70,13 +70,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     import numpy as np
     import tabulate
     import torch
+    from tqdm import tqdm
 
     import utils
     from models.priors import DeepWeightPrior
 
     rows, files = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for i, folders in enumerate(args.vae_list):
+        for i, folders in enumerate(tqdm(args.vae_list, desc="candidates", leave=False, disable=None)):
             row: dict = {"vae_list": " ".join(folders)}
             for conv, path in enumerate(folders, 1):
                 with user_error("--vae_list"):
