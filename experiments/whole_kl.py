@@ -15,14 +15,13 @@ posteriors after, by `sweeps.rank_vaes`, whose options of the network come after
 
 import sys
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runs.errors import one_line_errors, user_error
+from runs.errors import one_line_errors
 from runs.options import Parser
-from runs.types import POSITIVE, SEED, WHOLE, path_type
+from runs.types import POSITIVE, SEED, WHOLE, number_type, path_type
 from sweeps.grid import split_command
-from sweeps.rank_vaes import DEFAULT, SPLITS, rank
+from sweeps.rank_vaes import DEFAULT, SPLITS, parse_candidates, rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +62,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     add("--steps", type=WHOLE, default=2500, help="steps of Adam")
     help = "Adam's rate at the start: steps * rate is the sum in 10,000 epochs at the rate 0.001, as published"
     add("--rate", type=POSITIVE, default=0.004, help=help)
-    add("--networks", type=WHOLE, default=4, help="networks of frozen features, whose accuracies are averaged")
+    help = "networks of frozen features, whose accuracies are averaged"
+    add("--networks", type=number_type(int, 2), default=4, help=help)
     add("--seed", type=SEED, default=0, help="seed of the posteriors")
     args = parser.parse_args(own)
     # After the arguments, so that a mistake in them is answered at once.
@@ -75,20 +75,37 @@ def main(argv: list[str] | None = None) -> list[dict]:
     import utils
     from models.priors import DeepWeightPrior
 
-    rows, files = [], []
+    device = torch.device("cpu")
+    words, seeds = words or DEFAULT, range(args.networks)
+    loaded = [utils.load_sources(candidate, device) for candidate in parse_candidates(args.vae_list, words)]
+
+    def decoded(source: dict) -> "Tensor":
+        """The kernels that posteriors start at, as the first draws of the seed."""
+        torch.manual_seed(args.seed)
+        return source["vae"].decode(torch.randn(args.kernels, source["vae"].z_dim, 1, 1))[0].detach()
+
     with tempfile.TemporaryDirectory() as folder:
-        for i, folders in enumerate(tqdm(args.vae_list, desc="candidates", leave=False, disable=None)):
+
+        def accuracies(kernels: list[list["Tensor"]]) -> list[dict]:
+            """The rows of `sweeps.rank_vaes`, for the kernels of each candidate and conv."""
+            files = []
+            for i, convs in enumerate(kernels):
+                files.append([f"{folder}/{i}-{conv}.npy" for conv in range(len(convs))])
+                for file, own in zip(files[-1], convs, strict=True):
+                    np.save(file, own.numpy())
+            return rank(files, words, SPLITS, seeds, "filters")
+
+        # First, so that a mistake in the options of the network is answered at once.
+        before = accuracies([[decoded(source) for source in sources] for sources in loaded])
+        rows, ends = [], []
+        for folders, sources in zip(args.vae_list, tqdm(loaded, "candidates", leave=False, disable=None), strict=True):
             row: dict = {"vae_list": " ".join(folders)}
-            for conv, path in enumerate(folders, 1):
-                with user_error("--vae_list"):
-                    vae = utils.load_vae(path)
-                torch.manual_seed(args.seed)
-                before = vae.decode(torch.randn(args.kernels, vae.z_dim, 1, 1))[0].detach()
-                mean, deviation, kl = least_kl(DeepWeightPrior(vae), before, args.steps, args.rate)
-                drawn = mean + deviation * torch.randn_like(mean)
-                for when, kernels in (("before", before), ("after", drawn)):
-                    np.save(Path(folder, f"{i}-{conv}-{when}.npy"), kernels.numpy())
-                norms = [kernels.flatten(1).norm(dim=1).median().item() for kernels in (before, mean)]
+            ends.append([])
+            for conv, source in enumerate(sources, 1):
+                kernels = decoded(source)
+                mean, deviation, kl = least_kl(DeepWeightPrior(source["vae"]), kernels, args.steps, args.rate)
+                ends[-1].append(mean + deviation * torch.randn_like(mean))
+                norms = [w.flatten(1).norm(dim=1).median().item() for w in (kernels, mean)]
                 spread = mean.var(0).mean()
                 row |= {
                     f"kl_{conv}": kl,
@@ -97,11 +114,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
                     f"share_{conv}": (spread / (spread + deviation.square().mean())).item(),
                 }
             rows.append(row)
-            for when in ("before", "after"):
-                files.append([str(Path(folder, f"{i}-{conv}-{when}.npy")) for conv in range(1, len(folders) + 1)])
-        ranked = rank(files, words or DEFAULT, SPLITS, range(args.networks), "filters")
-    for row, before, after in zip(rows, ranked[::2], ranked[1::2], strict=True):
-        row |= {"acc_before": before["acc"], "acc": after["acc"], "acc_se": after["acc_se"]}
+        after = accuracies(ends)
+    for row, first, last in zip(rows, before, after, strict=True):
+        row |= {"acc_before": first["acc"], "acc": last["acc"], "acc_se": last["acc_se"]}
     print(tabulate.tabulate(rows, "keys", floatfmt=".3f"))
     return rows
 

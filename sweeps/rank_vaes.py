@@ -43,6 +43,13 @@ def roughness(kernels: "torch.Tensor") -> float:
     return (differences / kernels.square().sum((1, 2))).mean().item()
 
 
+def parse_candidates(lists: Sequence[Sequence[str]], words: Sequence[str], kind: str = "vae") -> list[Namespace]:
+    """The arguments of train-net.py of each candidate, as of `rank`."""
+    parse = load_script(find_script("train-net.py"))["parse"]
+    inits = [{"vae": "vae-qmc"}.get(kind, kind)] * len(MODELS[parse(words).model].kernel_sizes)
+    return [parse([*words, "--init_list", *inits, f"--{kind}_list", *paths]) for paths in lists]
+
+
 def rank(
     lists: Sequence[Sequence[str]],
     words: Sequence[str] = DEFAULT,
@@ -55,9 +62,7 @@ def rank(
     With the kind "filters" they are npy files of kernels. `words` are the options of train-net.py, `splits` the
     `data_split_seed` of each task, `seeds` the seeds of the networks, at least two. Raises UserError.
     """
-    parse_network = load_script(find_script("train-net.py"))["parse"]
-    inits = [{"vae": "vae-qmc"}.get(kind, kind)] * len(MODELS[parse_network(words).model].kernel_sizes)
-    candidates = [parse_network([*words, "--init_list", *inits, f"--{kind}_list", *paths]) for paths in lists]
+    candidates = parse_candidates(lists, words, kind)
     network = candidates[0]
     for option in ("num_examples", "classifier_lamb"):
         if getattr(network, option) is None:
@@ -86,7 +91,7 @@ def rank(
         """Scores on the test images, means over the tasks, of the network with this seed."""
         torch.manual_seed(seed)
         net = build_network(*sizes).to(device).eval()
-        init_network(net, inits, sources)
+        init_network(net, network.init_list, sources)
         features = [utils.features_of(net, part, network.test_bs).images.cpu().double() for part in (images, test)]
         scale = FEATURE_NORM / features[0].square().sum(1).mean().sqrt()
         # A column of ones gives the biases the prior that the weights have; the intercept of scikit-learn has none.
