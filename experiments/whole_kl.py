@@ -14,19 +14,19 @@ posteriors after, by `sweeps.rank_vaes`, whose options of the network come after
 """
 
 import sys
-import tempfile
 from typing import TYPE_CHECKING
 
 from runs.errors import one_line_errors
 from runs.options import Parser
 from runs.types import POSITIVE, SEED, WHOLE, number_type, path_type
 from sweeps.grid import split_command
-from sweeps.rank_vaes import DEFAULT, SPLITS, parse_candidates, rank
+from sweeps.rank_vaes import DEFAULT, SPLITS, load_candidates, rank_sources
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from models.priors import SampledPrior
+    from models.vae import KernelVAE
 
 LOG_VARIANCE = -10.0  # of all posteriors at the start, the default of train-bnn.py
 
@@ -67,55 +67,46 @@ def main(argv: list[str] | None = None) -> list[dict]:
     add("--seed", type=SEED, default=0, help="seed of the posteriors")
     args = parser.parse_args(own)
     # After the arguments, so that a mistake in them is answered at once.
-    import numpy as np
     import tabulate
     import torch
     from tqdm import tqdm
 
-    import utils
     from models.priors import DeepWeightPrior
 
-    device = torch.device("cpu")
-    words, seeds = words or DEFAULT, range(args.networks)
-    loaded = [utils.load_sources(candidate, device) for candidate in parse_candidates(args.vae_list, words)]
+    network, loaded = load_candidates(args.vae_list, words or DEFAULT)
+    network.init_list = ["filters" for _ in network.init_list]
 
-    def decoded(source: dict) -> "Tensor":
+    def accuracies(kernels: list[list["Tensor"]]) -> list[dict]:
+        """The rows of `sweeps.rank_vaes`, for the kernels of each candidate and conv."""
+        sources = [[{"filters": own} for own in convs] for convs in kernels]
+        return rank_sources(network, sources, SPLITS, range(args.networks))
+
+    def decoded(vae: "KernelVAE") -> "Tensor":
         """The kernels that posteriors start at, as the first draws of the seed."""
         torch.manual_seed(args.seed)
-        return source["vae"].decode(torch.randn(args.kernels, source["vae"].z_dim, 1, 1))[0].detach()
+        return vae.decode(torch.randn(args.kernels, vae.z_dim, 1, 1))[0].detach()
 
-    with tempfile.TemporaryDirectory() as folder:
-
-        def accuracies(kernels: list[list["Tensor"]]) -> list[dict]:
-            """The rows of `sweeps.rank_vaes`, for the kernels of each candidate and conv."""
-            files = []
-            for i, convs in enumerate(kernels):
-                files.append([f"{folder}/{i}-{conv}.npy" for conv in range(len(convs))])
-                for file, own in zip(files[-1], convs, strict=True):
-                    np.save(file, own.numpy())
-            return rank(files, words, SPLITS, seeds, "filters")
-
-        # First, so that a mistake in the options of the network is answered at once.
-        before = accuracies([[decoded(source) for source in sources] for sources in loaded])
-        rows, ends = [], []
-        for folders, sources in zip(args.vae_list, tqdm(loaded, "candidates", leave=False, disable=None), strict=True):
-            row: dict = {"vae_list": " ".join(folders)}
-            ends.append([])
-            for conv, source in enumerate(sources, 1):
-                kernels = decoded(source)
-                mean, deviation, kl = least_kl(DeepWeightPrior(source["vae"]), kernels, args.steps, args.rate)
-                ends[-1].append(mean + deviation * torch.randn_like(mean))
-                norms = [w.flatten(1).norm(dim=1).median().item() for w in (kernels, mean)]
-                spread = mean.var(0).mean()
-                row |= {
-                    f"kl_{conv}": kl,
-                    f"norm_{conv}": f"{norms[0]:.3f}, {norms[1]:.3f}",
-                    f"deviation_{conv}": (deviation / mean.abs()).median().item(),
-                    f"share_{conv}": (spread / (spread + deviation.square().mean())).item(),
-                }
-            rows.append(row)
-        after = accuracies(ends)
-    for row, first, last in zip(rows, before, after, strict=True):
+    vaes = [[source["vae"].cpu() for source in sources] for sources in loaded]
+    # First, so that a mistake in the options of the network is answered at once.
+    before = accuracies([[decoded(vae) for vae in own] for own in vaes])
+    rows, ends = [], []
+    for folders, own in zip(args.vae_list, tqdm(vaes, "candidates", leave=False, disable=None), strict=True):
+        row: dict = {"vae_list": " ".join(folders)}
+        ends.append([])
+        for conv, vae in enumerate(own, 1):
+            kernels = decoded(vae)
+            mean, deviation, kl = least_kl(DeepWeightPrior(vae), kernels, args.steps, args.rate)
+            ends[-1].append(mean + deviation * torch.randn_like(mean))
+            norms = [w.flatten(1).norm(dim=1).median().item() for w in (kernels, mean)]
+            spread = mean.var(0).mean()
+            row |= {
+                f"kl_{conv}": kl,
+                f"norm_{conv}": f"{norms[0]:.3f}, {norms[1]:.3f}",
+                f"deviation_{conv}": (deviation / mean.abs()).median().item(),
+                f"share_{conv}": (spread / (spread + deviation.square().mean())).item(),
+            }
+        rows.append(row)
+    for row, first, last in zip(rows, before, accuracies(ends), strict=True):
         row |= {"acc_before": first["acc"], "acc": last["acc"], "acc_se": last["acc_se"]}
     print(tabulate.tabulate(rows, "keys", floatfmt=".3f"))
     return rows

@@ -12,6 +12,7 @@ and what the VAEs have learnt; into results/ the tables of the Bayesian networks
 
 import functools
 import io
+import itertools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -165,17 +166,18 @@ def run_pipeline(context: Context, scale: Scale, places: dict[str, str]) -> list
         files = sweep_stage(context, f"nets-{name}", "train-net.py", grid, filled(shared, places))
         models[name] = [file for file in files if file.name == "model.torch"]
 
-    convs, trained, kernels = {}, {}, []
+    trained: dict[str, list[Path]] = {}
+    kernels: dict[str, list[Path]] = {}  # the arrays of kernels by name
     for name, (nets, min_norm, vae, seeds, of) in scale.kernels.items():
         size = name.split("-")[0]
-        if not of:
+        if of:
+            arrays = kernels[of]
+        else:
             sources = [model for net in nets for model in models[net]]
             make = functools.partial(extract_kernels, out, name, min_norm, sources)
             files = run_stage(out, f"kernels{name}", [f"--min_norm_{size}", str(min_norm)], sources, make)
-            convs[name] = files[-1].parent
-            kernels += [file for file in files if file.suffix == ".npy"]
-        arrays = [convs[of or name] / f"{part}.npy" for part in ("train", "test")]
-        shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(convs[of or name]), *shlex.split(vae)]
+            arrays = kernels[name] = [file for file in files if file.suffix == ".npy"]
+        shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(arrays[0].parent), *shlex.split(vae)]
         files = sweep_stage(context, f"train-vae{name}", "train-vae.py", seeds, shared, arrays)
         trained[name] = list(dict.fromkeys(file.parent for file in files))
 
@@ -195,9 +197,10 @@ def run_pipeline(context: Context, scale: Scale, places: dict[str, str]) -> list
     for name, (grid, shared) in scale.bnns.items():
         results += sweep_stage(context, f"bnns-{name}", "train-bnn.py", grid, filled(shared, places), priors)
 
+    convs = {name: arrays[0].parent for name, arrays in kernels.items()}
     arguments = ["--kernels", str(scale.figure_kernels), "--samples", str(scale.figure_samples)]
     make = functools.partial(write_figures, out / "figures", scale, convs, vaes)
-    run_stage(out, "figures", arguments, [*priors, *kernels], make)
+    run_stage(out, "figures", arguments, [*priors, *itertools.chain(*kernels.values())], make)
     if results:
         by, roots = scale.by.split(), list(dict.fromkeys(file.parent for file in results))
         make = functools.partial(collect, roots, by, out / "results", html=True)

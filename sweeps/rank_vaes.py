@@ -43,31 +43,43 @@ def roughness(kernels: "torch.Tensor") -> float:
     return (differences / kernels.square().sum((1, 2))).mean().item()
 
 
-def parse_candidates(lists: Sequence[Sequence[str]], words: Sequence[str], kind: str = "vae") -> list[Namespace]:
-    """The arguments of train-net.py of each candidate, as of `rank`."""
-    parse = load_script(find_script("train-net.py"))["parse"]
-    inits = [{"vae": "vae-qmc"}.get(kind, kind)] * len(MODELS[parse(words).model].kernel_sizes)
-    return [parse([*words, "--init_list", *inits, f"--{kind}_list", *paths]) for paths in lists]
+def load_candidates(
+    vae_lists: Sequence[Sequence[str]], words: Sequence[str]
+) -> tuple[Namespace, list[list[dict[str, Any]]]]:
+    """The arguments of train-net.py, and the VAE of each conv of each candidate, as of `rank`."""
+    parse_network = load_script(find_script("train-net.py"))["parse"]
+    inits = ["vae-qmc"] * len(MODELS[parse_network(words).model].kernel_sizes)
+    candidates = [parse_network([*words, "--init_list", *inits, "--vae_list", *vaes]) for vaes in vae_lists]
+    for option in ("num_examples", "classifier_lamb"):
+        if getattr(candidates[0], option) is None:
+            raise UserError(f"--{option}: found none, expected a number")
+    # After the arguments, so that a mistake in them is answered at once.
+    import utils
+    from runs.device import choose_device
+
+    device = choose_device(candidates[0].device)
+    return candidates[0], [utils.load_sources(candidate, device) for candidate in candidates]
 
 
 def rank(
-    lists: Sequence[Sequence[str]],
+    vae_lists: Sequence[Sequence[str]],
     words: Sequence[str] = DEFAULT,
     splits: Sequence[int] = SPLITS,
     seeds: Sequence[int] = SEEDS,
-    kind: str = "vae",
 ) -> list[dict[str, Any]]:
-    """The rows of the table: one for each candidate of `lists`, the folders of a VAE for each conv of the network.
+    """The rows of the table: one for each candidate of `vae_lists`, the folders of a VAE for each conv of the network.
 
-    With the kind "filters" they are npy files of kernels. `words` are the options of train-net.py, `splits` the
-    `data_split_seed` of each task, `seeds` the seeds of the networks, at least two. Raises UserError.
+    `words` are the options of train-net.py, `splits` the `data_split_seed` of each task, `seeds` the seeds of the
+    networks, at least two. Raises UserError.
     """
-    candidates = parse_candidates(lists, words, kind)
-    network = candidates[0]
-    for option in ("num_examples", "classifier_lamb"):
-        if getattr(network, option) is None:
-            raise UserError(f"--{option}: found none, expected a number")
-    # After the arguments, so that a mistake in them is answered at once.
+    rows = rank_sources(*load_candidates(vae_lists, words), splits, seeds)
+    return [{"vae_list": " ".join(vaes)} | row for vaes, row in zip(vae_lists, rows, strict=True)]
+
+
+def rank_sources(
+    network: Namespace, loaded: Sequence[list[dict[str, Any]]], splits: Sequence[int], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The rows of `rank` without their names, of candidates whose `init_list` of `network` takes these sources."""
     import torch
     import torch.nn.functional as F
     from sklearn.linear_model import LogisticRegression
@@ -79,7 +91,6 @@ def rank(
     from runs.device import choose_device
 
     device = choose_device(network.device)
-    loaded = [utils.load_sources(candidate, device) for candidate in candidates]
     whole = Namespace(**vars(network) | {"num_examples": None})
     train, test = utils.load_split(whole, device)
     utils.check_test_data(vars(whole), train, test)
@@ -111,12 +122,12 @@ def rank(
 
     rows: list[dict[str, Any]] = []
     first: list[dict[str, float]] = []
-    for paths, sources in zip(lists, loaded, strict=True):
+    for sources in loaded:
         own = [scores(sources, seed) for seed in tqdm(seeds, desc="networks", leave=False, disable=None)]
         first = first or own
         columns = {name: [row[name] for row in own] for name in ("acc", "nll")}
         columns["acc_difference"] = [a["acc"] - b["acc"] for a, b in zip(first, own, strict=True)]
-        row: dict[str, Any] = {f"{kind}_list": " ".join(paths)}
+        row: dict[str, Any] = {}
         for name, values in columns.items():
             found = summary(values)
             row |= {name: found["mean"], f"{name}_se": standard_error(found)}

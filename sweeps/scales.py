@@ -26,7 +26,7 @@ class Kernels(NamedTuple):
     min_norm: float  # kernels of at least this norm are kept
     vae: str  # the arguments of train-vae.py
     seeds: str = "--seed 42"  # of the VAEs
-    of: str = ""  # a name before this one, whose kernels these are: another VAE of them
+    of: str = ""  # a name before this one, whose kernels these are: another VAE of them, without nets and a threshold
 
 
 class Ranking(NamedTuple):
@@ -135,14 +135,14 @@ SCALES = {
             # For the whole KL, under which posteriors of kernels of many norms become one kernel near zero.
             "7x7-scaled": Kernels(
                 [],
-                0.2,
+                0,
                 f"--norm 1 --hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 --var train {LAPTOP_VAE}",
                 SEEDS,
                 "7x7",
             ),
             "5x5-scaled": Kernels(
                 [],
-                0.1,
+                0,
                 f"--norm 0.25 --hidden_dim 16 --z_dim 2 --num_epochs 30 --batch_size 128 --var train {LAPTOP_VAE}",
                 SEEDS,
                 "5x5",

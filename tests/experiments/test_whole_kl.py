@@ -24,7 +24,7 @@ def test_the_posterior_of_the_least_kl_to_a_normal_prior_is_the_prior():
     torch.testing.assert_close(2 * deviation.log(), torch.full_like(start, -10 + 0.05))
 
 
-def test_the_table(small_inputs, tmp_path, capsys):
+def test_the_table(script, small_inputs, tmp_path, capsys):
     """All posteriors become the one kernel that a VAE decodes; the accuracy before is that of the ranking."""
     vae = build_vae(7, 2, 4, 0.01)
     with torch.no_grad():
@@ -40,11 +40,11 @@ def test_the_table(small_inputs, tmp_path, capsys):
     decoded = vae.decode(torch.zeros(1, 2, 1, 1))[0]
     assert one["share_1"] < 0.1 and one["norm_1"].split(", ")[0] == f"{decoded.norm():.3f}"
     assert float(one["norm_1"].split(", ")[1]) == pytest.approx(decoded.norm().item(), abs=0.05)
-    kernels = {}
-    for k, path in zip((7, 5), paths, strict=True):
+    files = [str(tmp_path / f"{k}.npy") for k in (7, 5)]
+    for file, source in zip(files, (vae, utils.load_vae(paths[1])), strict=True):
         torch.manual_seed(0)
-        source = vae if k == 7 else utils.load_vae(path)
-        np.save(tmp_path / f"{k}.npy", source.decode(torch.randn(30, source.z_dim, 1, 1))[0].detach().numpy())
-        kernels[k] = str(tmp_path / f"{k}.npy")
-    (row,) = rank_vaes.rank([[kernels[7], kernels[5]]], NETWORK, rank_vaes.SPLITS, range(2), "filters")
+        np.save(file, source.decode(torch.randn(30, source.z_dim, 1, 1))[0].detach().numpy())
+    network = script("train-net.py").parse([*NETWORK, "--init_list", "filters", "filters", "--filters_list", *files])
+    sources = utils.load_sources(network, torch.device("cpu"))
+    (row,) = rank_vaes.rank_sources(network, [sources], rank_vaes.SPLITS, range(2))
     assert row["acc"] == one["acc_before"] and "share_2" in capsys.readouterr().out
