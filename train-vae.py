@@ -92,16 +92,11 @@ def main(argv: list[str] | None = None):
     seed_all(args.seed)
     device = choose_device(args.device)
     precision = autocast(args.precision, device)
+    size = (args.kernel_dim, args.norm)
     with user_error("--train"):
-        train = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim).to(device)
+        train = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), *size).to(device)
     with user_error("--test"):
-        test = utils.load_kernels(args.test or Path(args.data_dir, "test.npy"), args.kernel_dim).to(device)
-    if args.norm:
-        for kernels in (train, test):
-            norms = kernels.flatten(1).norm(dim=1)
-            if not norms.all():
-                raise UserError(f"--norm: found {(norms == 0).sum()} kernels of norm 0, expected none")
-            kernels.mul_(args.norm / norms.view(-1, 1, 1, 1))
+        test = utils.load_kernels(args.test or Path(args.data_dir, "test.npy"), *size).to(device)
     if args.kind == "flow" and len(train) < 2:
         raise UserError("--train: found 1 kernel, expected at least 2, whose mean and deviation a flow needs")
     if args.kind == "flow":

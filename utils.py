@@ -197,8 +197,11 @@ def features_of(net: ConvNet, data: DataSet, batch_size: int, precision: str = "
 # --- kernels ------------------------------------------------------------------------------------------------------
 
 
-def load_kernels(path: str | Path, kernel_dim: int | None = None) -> Tensor:
-    """Kernels (n, 1, k, k) in float32 from an npy file. Raises UserError, a ValueError, which starts with the path."""
+def load_kernels(path: str | Path, kernel_dim: int | None = None, norm: float | None = None) -> Tensor:
+    """Kernels (n, 1, k, k) in float32 from an npy file, each scaled to `norm`, if it is given.
+
+    Raises UserError, a ValueError, which starts with the path.
+    """
     try:
         # Memory-mapped, because the header may claim an array larger than the memory.
         kernels = np.lib.format.open_memmap(path, mode="r")
@@ -214,6 +217,11 @@ def load_kernels(path: str | Path, kernel_dim: int | None = None) -> Tensor:
         kernels = np.array(kernels, dtype=np.float32, order="C")
     if not np.isfinite(kernels).all():
         raise UserError(f"{path} has values that are not finite in float32")
+    if norm:
+        norms = np.linalg.norm(kernels, axis=(2, 3), keepdims=True)
+        if not norms.all():
+            raise UserError(f"{path} has {(norms == 0).sum()} kernels of norm 0, which cannot be scaled, expected none")
+        kernels *= norm / norms
     return torch.from_numpy(kernels)
 
 
@@ -252,11 +260,6 @@ def shown_kernels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return shown
 
 
-def prune_kernels(kernels: Tensor, min_norm: float) -> Tensor:
-    """The kernels, of (n, 1, k, k), whose Euclidean norm is at least `min_norm`."""
-    return kernels[kernels.flatten(1).norm(dim=1) >= min_norm]
-
-
 def drop_near_duplicates(kernels: Tensor, tolerance: float, block: int = 1024) -> Tensor:
     """The kernels, of (n, 1, k, k), without those close to an earlier one that is kept.
 
@@ -288,7 +291,7 @@ def extract_kernels(networks: Sequence[Tensor], min_norm: float, near: float, se
     -------
     "train" and "test", 80% and 20% of the kernels, each (n, 1, k, k). Raises ValueError for fewer than 5 kernels.
     """
-    pruned = [prune_kernels(kernels, min_norm) for kernels in networks]
+    pruned = [kernels[kernels.flatten(1).norm(dim=1) >= min_norm] for kernels in networks]
     kept = torch.cat([drop_near_duplicates(kernels, near) for kernels in pruned])
     if len(kept) < 5:
         raise ValueError(f"{min_norm:g} keeps {len(kept)} kernels, expected at least 5 to split")

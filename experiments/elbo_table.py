@@ -3,7 +3,8 @@
     python -m experiments.elbo_table --vaes data/fconv/vae5x5 other/vae5x5 --data data/fconv/conv5x5 other/conv5x5
 
 One row per VAE and one column per set: the mean ELBO of the kernels in its test.npy, over `--samples` draws of z, in
-nats per kernel, and in brackets its standard error over the kernels.
+nats per kernel, and in brackets its standard error over the kernels. A VAE of scaled kernels (`--norm`) is given them
+scaled, so its ELBO is not comparable with those of others.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> list[list]:
     import torch
 
     import utils
-    from sweeps.vae_figures import test_elbo
+    from sweeps.vae_figures import load_vae_and_kernels, test_elbo
 
     with user_error("--vaes"):
         vaes = [utils.load_vae(path) for path in args.vaes]
@@ -35,9 +36,9 @@ def main(argv: list[str] | None = None) -> list[list]:
     if len(sizes) > 1:
         raise UserError(f"--vaes: found VAEs of {' and '.join(map(str, sizes))}, expected one kernel size")
     with user_error("--data"):
-        sets = [utils.load_kernels(Path(path, "test.npy"), sizes[0]) for path in args.data]
+        pairs = [[load_vae_and_kernels(vae, Path(path, "test.npy")) for path in args.data] for vae in args.vaes]
     torch.manual_seed(args.seed)
-    elbos = [[test_elbo(vae, kernels, args.samples) for kernels in sets] for vae in vaes]
+    elbos = [[test_elbo(*pair, args.samples) for pair in row] for row in pairs]
     texts = [[f"{mean:.2f} ({error:.2f})" for mean, error in row] for row in elbos]
     print("test ELBO in nats per kernel (standard error)")
     table = [[path, *row] for path, row in zip(args.vaes, texts, strict=True)]

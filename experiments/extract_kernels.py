@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
             min_norm = thresholds[name]
             with user_error(f"--min_norm_{name.split('-')[0]}:"):
                 data_sets[name] = utils.extract_kernels(sources, min_norm, args.near, args.seed)
-            above = sum(len(utils.prune_kernels(kernels, min_norm)) for kernels in sources)
+            above = (norms[name] >= min_norm).sum()
             duplicates = above - sum(map(len, data_sets[name].values()))
             print(f"norm >= {min_norm:g}: {above} of {len(norms[name])}, {duplicates} of them near-duplicates")
 

@@ -20,11 +20,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     args = parser.parse_args(argv)
     # After the arguments, so that a mistake in them is answered at once.
-    from sweeps.vae_figures import kernel_figures, save_all
+    from sweeps.vae_figures import kernel_figures, latent_figures, save_all
 
     named = re.fullmatch(r"conv(\d+x\d+-\d+)", args.conv.absolute().name)
+    name = named[1] if named else ""
     with user_error("--conv, --vae:"):
-        figures = kernel_figures(args.conv, args.vae, named[1] if named else "")
+        figures = kernel_figures(args.conv, name)
+        if args.vae:
+            figures |= latent_figures(args.conv, args.vae, name)
     print(*save_all(figures, args.out), sep="\n")
 
 

@@ -3,8 +3,9 @@
     python -m experiments.vae_stats --vae data/fconv/vae5x5 --data data/fconv/conv5x5 [--out logs/vae-stats]
 
 The KL of q(w) = N(kernel, variance) is taken per kernel under the deep weight prior (the bound KL_aux, by sampling) and
-under N(0, 1), over a range of posterior variances, for real test kernels and for Gaussian noise of the same norms. The
-command writes reconstructions.png, samples.png, kl.png and kl.csv.
+under N(0, 1), over a range of posterior variances, for real test kernels and for Gaussian noise of the same norms. A
+VAE of scaled kernels (`--norm`) is given them scaled. The command writes reconstructions.png, samples.png, kl.png and
+kl.csv.
 """
 
 from pathlib import Path
@@ -30,14 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     # After the arguments, so that a mistake in them is answered at once.
     import torch
 
-    import utils
-    from sweeps.vae_figures import save_all, vae_figures
+    from sweeps.vae_figures import load_vae_and_kernels, save_all, vae_figures
 
-    with user_error("--vae"):
-        vae = utils.load_vae(args.vae)
     file = args.data / "test.npy"
-    with user_error("--data"):
-        kernels = utils.load_kernels(file, vae.kernel_dim)
+    with user_error("--vae, --data:"):
+        vae, kernels = load_vae_and_kernels(args.vae, file)
     torch.manual_seed(args.seed)
     drawn = kernels[torch.randperm(len(kernels))[: args.kernels]]
     with user_error(f"--data {file}:"):

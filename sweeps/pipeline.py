@@ -54,7 +54,7 @@ def check_data(scale: Scale, source: str) -> tuple[int, dict[str, str]]:
     import utils
     from runs.checkpoint import fingerprint
 
-    places = scale.places(source, 1) | {f"vae{name}": "vae" for name in scale.kernels}
+    places = scale.places(source, 1) | {f"vae{name}": "vae" for name in scale.vaes}
     loaded, shapes = set(), set()
     for name, script, grid, shared in scale.stages(places):
         path, ranks = find_script(script), name.startswith("rank-")
@@ -109,6 +109,11 @@ def extract_kernels(out: Path, name: str, min_norm: float, models: Sequence[Path
     return [*histogram, *store_by_content(contents, out / f"conv{name}")]
 
 
+def size_of(name: str) -> str:
+    """The size of the kernels of this name: "5x5" of "5x5-2"."""
+    return name.split("-")[0]
+
+
 def median_candidate(
     out: Path, name: str, candidates: Sequence[Sequence[Path]], network: Sequence[str]
 ) -> Sequence[Path]:
@@ -131,18 +136,28 @@ def median_candidate(
 def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: Mapping[str, Path]) -> list[Path]:
     """Write figures of the kernels and VAEs and the table of test ELBOs, in nats per kernel, and return the files.
 
-    `convs` and `vaes` are the folders of kernels and of VAEs by name.
+    `convs` and `vaes` are the folders of kernels and of VAEs by name. The ELBO is that of the kernels as a VAE learns
+    them, scaled to its `--norm`.
     """
     import torch
 
-    import utils
-    from sweeps.vae_figures import kernel_figures, save_all, test_elbo, vae_figures
+    from sweeps.vae_figures import (
+        kernel_figures,
+        latent_figures,
+        load_vae_and_kernels,
+        save_all,
+        test_elbo,
+        vae_figures,
+    )
 
     files, rows = [], []
     for name, conv in convs.items():
-        vae = utils.load_vae(vaes[name])
-        test_kernels = utils.load_kernels(conv / "test.npy", vae.kernel_dim)
-        files += save_all(kernel_figures(conv, vaes[name] if vae.z_dim == 2 else None, name), folder)
+        files += save_all(kernel_figures(conv, name), folder)
+    for name, path in vaes.items():
+        conv = convs[scale.vaes[name].kernels]
+        vae, test_kernels = load_vae_and_kernels(path, conv / "test.npy")
+        if vae.z_dim == 2:
+            files += save_all(latent_figures(conv, path, name), folder)
         torch.manual_seed(FIGURE_SEED)
         drawn = test_kernels[torch.randperm(len(test_kernels))[: scale.figure_kernels]]
         with user_error(f"{conv / 'test.npy'}:"):
@@ -151,7 +166,7 @@ def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: M
         files.append(write_csv(folder / f"vae{name}" / "kl.csv", kl))
         torch.manual_seed(FIGURE_SEED)
         elbo, error = test_elbo(vae, test_kernels, ELBO_SAMPLES)
-        rows.append({"kernels": name, "test_elbo": elbo, "standard_error": error})
+        rows.append({"vae": name, "test_elbo": elbo, "standard_error": error})
     return [write_csv(folder / "elbo.csv", rows), *files]
 
 
@@ -166,19 +181,19 @@ def run_pipeline(context: Context, scale: Scale, places: dict[str, str]) -> list
         files = sweep_stage(context, f"nets-{name}", "train-net.py", grid, filled(shared, places))
         models[name] = [file for file in files if file.name == "model.torch"]
 
+    kernels: dict[str, list[Path]] = {}  # the arrays by name
+    for name, (nets, min_norm) in scale.kernels.items():
+        sources = [model for net in nets for model in models[net]]
+        make = functools.partial(extract_kernels, out, name, min_norm, sources)
+        files = run_stage(out, f"kernels{name}", [f"--min_norm_{size_of(name)}", str(min_norm)], sources, make)
+        kernels[name] = [file for file in files if file.suffix == ".npy"]
+
     trained: dict[str, list[Path]] = {}
-    kernels: dict[str, list[Path]] = {}  # the arrays of kernels by name
-    for name, (nets, min_norm, vae, seeds, of) in scale.kernels.items():
-        size = name.split("-")[0]
-        if of:
-            arrays = kernels[of]
-        else:
-            sources = [model for net in nets for model in models[net]]
-            make = functools.partial(extract_kernels, out, name, min_norm, sources)
-            files = run_stage(out, f"kernels{name}", [f"--min_norm_{size}", str(min_norm)], sources, make)
-            arrays = kernels[name] = [file for file in files if file.suffix == ".npy"]
-        shared = ["--kernel_dim", size.split("x")[0], "--data_dir", str(arrays[0].parent), *shlex.split(vae)]
-        files = sweep_stage(context, f"train-vae{name}", "train-vae.py", seeds, shared, arrays)
+    for name, (learnt, shared, seeds) in scale.vaes.items():
+        arrays = kernels[learnt]
+        dim = size_of(learnt).split("x")[0]
+        words = ["--kernel_dim", dim, "--data_dir", str(arrays[0].parent), *shlex.split(shared)]
+        files = sweep_stage(context, f"train-vae{name}", "train-vae.py", seeds, words, arrays)
         trained[name] = list(dict.fromkeys(file.parent for file in files))
 
     chosen, vaes = {name: folders[0] for name, folders in trained.items()}, {}

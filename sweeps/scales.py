@@ -20,19 +20,24 @@ class Sweep(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The kernels of one name and their VAE."""
+    """The kernels of one size or conv."""
 
     nets: Sequence[str]  # names of the sweeps of source networks
     min_norm: float  # kernels of at least this norm are kept
-    vae: str  # the arguments of train-vae.py
-    seeds: str = "--seed 42"  # of the VAEs
-    of: str = ""  # a name before this one, whose kernels these are: another VAE of them, without nets and a threshold
+
+
+class Vae(NamedTuple):
+    """The VAEs of one name."""
+
+    kernels: str  # the name of the kernels that they learn
+    shared: str  # the arguments of train-vae.py
+    seeds: str = "--seed 42"
 
 
 class Ranking(NamedTuple):
     """VAEs of several seeds to be ranked as priors: those of the same place in their sweeps are one candidate."""
 
-    vaes: Sequence[str]  # the name of the kernels of each conv
+    vaes: Sequence[str]  # the name of the VAEs of each conv
     network: str  # the arguments of train-net.py
 
 
@@ -41,8 +46,9 @@ class Scale(NamedTuple):
 
     nets: dict[str, Sweep]  # sweeps of train-net.py by name
     kernels: dict[str, Kernels]  # by name: "5x5" are those of all convs of this size, "5x5-2" those of conv 2
+    vaes: dict[str, Vae]  # by name
+    rankings: Mapping[str, Ranking] = {}  # by name; of VAEs that no ranking has, the first is taken
     bnns: Mapping[str, Sweep] = {}  # sweeps of train-bnn.py by name
-    rankings: Mapping[str, Ranking] = {}  # by name; the first VAE of kernels that no ranking has is taken
     by: str = "num_examples prior_list"  # the arguments of train-bnn.py by which the results are grouped
     figure_kernels: int = 1000  # at most, in the VAE's figures
     figure_samples: int = 10  # estimates of each KL there
@@ -72,10 +78,10 @@ def filled(shared: str, places: Mapping[str, str]) -> list[str]:
 
 FCONV = "--data {source} --model fconv --net_cfg vanilla --l2 0.001"
 FCONV3X3 = "--data {source} --model fconv3x3 --net_cfg vanilla --l2 0.001"
-VAE_Z2, VAE_Z4 = "--hidden_dim 32 --z_dim 2 --num_epochs 300", "--hidden_dim 64 --z_dim 4 --num_epochs 300"
 SEEDS = "--seed 1..5"  # of VAEs that are ranked
 RANKING = "--data {source} --num_examples 50 --classifier_lamb 3"
 LAPTOP_VAE = "--lr_schedule linear --eval_freq 20"
+EPOCHS_200, EPOCHS_30 = "--num_epochs 200 --batch_size 32", "--num_epochs 30 --batch_size 128"
 BNN = "--model fconv --net_cfg bayes --vae_list {vae7x7} {vae5x5} --init_list vae vae"
 PRIORS = "--prior_list 'vae vae' 'sn sn'"
 # The settings that experiments.few_shot chose for each prior, with augmented images (RESULTS.md).
@@ -100,9 +106,10 @@ SCALES = {
     # Every stage with its smallest arguments, as a test of the pipeline. The VAEs are no useful priors.
     "smoke": Scale(
         nets={"all": Sweep("--seed 1..2", f"{FCONV} --hid_dim 4 6 --num_examples 50 --epochs 2 --bs 25")},
-        kernels={
-            "7x7": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 2 --num_epochs 3", "--seed 1..3"),
-            "5x5": Kernels(["all"], 0, "--hidden_dim 4 --z_dim 3 --num_epochs 3", "--seed 1..3"),
+        kernels={"7x7": Kernels(["all"], 0), "5x5": Kernels(["all"], 0)},
+        vaes={
+            "7x7": Vae("7x7", "--hidden_dim 4 --z_dim 2 --num_epochs 3", "--seed 1..3"),
+            "5x5": Vae("5x5", "--hidden_dim 4 --z_dim 3 --num_epochs 3", "--seed 1..3"),
         },
         rankings={"fconv": Ranking(["7x7", "5x5"], SMOKE_RANKING)},
         bnns={"all": Sweep(f"{PRIORS} --data_split_seed 0..1", SMOKE_BNN)},
@@ -120,45 +127,27 @@ SCALES = {
             "3x3-1": Sweep("--seed 301..308", f"{FCONV3X3} --hid_dim 32 64 64 {LAPTOP_NET}"),
         },
         kernels={
-            "7x7": Kernels(
-                ["fconv"],
-                0.2,
-                f"--hidden_dim 32 --z_dim 2 --num_epochs 200 --batch_size 32 --var train {LAPTOP_VAE}",
-                SEEDS,
-            ),
-            "5x5": Kernels(
-                ["fconv"],
-                0.1,
-                f"--hidden_dim 16 --z_dim 2 --num_epochs 30 --batch_size 128 --var 0.0015 {LAPTOP_VAE}",
-                SEEDS,
-            ),
+            "7x7": Kernels(["fconv"], 0.2),
+            "5x5": Kernels(["fconv"], 0.1),
+            "3x3": Kernels(["3x3"], 0.1),
+            "3x3-1": Kernels(["3x3-1"], 0.03),
+        },
+        vaes={
+            "7x7": Vae("7x7", f"--hidden_dim 32 --z_dim 2 {EPOCHS_200} --var train {LAPTOP_VAE}", SEEDS),
+            "5x5": Vae("5x5", f"--hidden_dim 16 --z_dim 2 {EPOCHS_30} --var 0.0015 {LAPTOP_VAE}", SEEDS),
             # For the whole KL, under which posteriors of kernels of many norms become one kernel near zero.
-            "7x7-scaled": Kernels(
-                [],
-                0,
-                f"--norm 1 --hidden_dim 32 --z_dim 4 --num_epochs 200 --batch_size 32 --var train {LAPTOP_VAE}",
-                SEEDS,
-                "7x7",
+            "7x7-scaled": Vae(
+                "7x7", f"--norm 1 --hidden_dim 32 --z_dim 4 {EPOCHS_200} --var train {LAPTOP_VAE}", SEEDS
             ),
-            "5x5-scaled": Kernels(
-                [],
-                0,
-                f"--norm 0.25 --hidden_dim 16 --z_dim 2 --num_epochs 30 --batch_size 128 --var train {LAPTOP_VAE}",
-                SEEDS,
-                "5x5",
+            "5x5-scaled": Vae(
+                "5x5", f"--norm 0.25 --hidden_dim 16 --z_dim 2 {EPOCHS_30} --var train {LAPTOP_VAE}", SEEDS
             ),
-            "3x3": Kernels(
-                ["3x3"],
-                0.1,
-                f"--hidden_dim 16 --z_dim 2 --num_epochs 100 --batch_size 128 --var 0.0002 {LAPTOP_VAE}",
-                SEEDS,
+            "3x3": Vae(
+                "3x3", f"--hidden_dim 16 --z_dim 2 --num_epochs 100 --batch_size 128 --var 0.0002 {LAPTOP_VAE}", SEEDS
             ),
             # The first conv's kernels are edges: three directions have 98% of their variance.
-            "3x3-1": Kernels(
-                ["3x3-1"],
-                0.03,
-                f"--hidden_dim 16 --z_dim 2 --num_epochs 400 --batch_size 32 --var train {LAPTOP_VAE}",
-                SEEDS,
+            "3x3-1": Vae(
+                "3x3-1", f"--hidden_dim 16 --z_dim 2 --num_epochs 400 --batch_size 32 --var train {LAPTOP_VAE}", SEEDS
             ),
         },
         rankings={
@@ -178,25 +167,22 @@ SCALES = {
             "cifarnet3x3": Sweep("--seed 1..4", f"{COLOUR_NET} --model cifarnet3x3"),
         },
         kernels={
-            "7x7": Kernels(["cifarnet"], 0.02, f"{COLOUR_VAE} --hidden_dim 32 --num_epochs 400 --batch_size 32", SEEDS),
-            "5x5-2": Kernels(
-                ["cifarnet"], 0.02, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 100 --batch_size 128", SEEDS
-            ),
-            "5x5-3": Kernels(
-                ["cifarnet"], 0.02, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 80 --batch_size 128", SEEDS
-            ),
-            "5x5-4": Kernels(
-                ["cifarnet"], 0.035, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 30 --batch_size 128", "--seed 1"
-            ),
-            "3x3-1": Kernels(
-                ["cifarnet3x3"], 0.05, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 800 --batch_size 32", SEEDS
-            ),
-            "3x3-2": Kernels(
-                ["cifarnet3x3"], 0.05, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 120 --batch_size 32", SEEDS
-            ),
-            "3x3-3": Kernels(
-                ["cifarnet3x3"], 0.05, f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 80 --batch_size 32", SEEDS
-            ),
+            "7x7": Kernels(["cifarnet"], 0.02),
+            "5x5-2": Kernels(["cifarnet"], 0.02),
+            "5x5-3": Kernels(["cifarnet"], 0.02),
+            "5x5-4": Kernels(["cifarnet"], 0.035),
+            "3x3-1": Kernels(["cifarnet3x3"], 0.05),
+            "3x3-2": Kernels(["cifarnet3x3"], 0.05),
+            "3x3-3": Kernels(["cifarnet3x3"], 0.05),
+        },
+        vaes={
+            "7x7": Vae("7x7", f"{COLOUR_VAE} --hidden_dim 32 --num_epochs 400 --batch_size 32", SEEDS),
+            "5x5-2": Vae("5x5-2", f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 100 --batch_size 128", SEEDS),
+            "5x5-3": Vae("5x5-3", f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 80 --batch_size 128", SEEDS),
+            "5x5-4": Vae("5x5-4", f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 30 --batch_size 128", "--seed 1"),
+            "3x3-1": Vae("3x3-1", f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 800 --batch_size 32", SEEDS),
+            "3x3-2": Vae("3x3-2", f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 120 --batch_size 32", SEEDS),
+            "3x3-3": Vae("3x3-3", f"{COLOUR_VAE} --hidden_dim 16 --num_epochs 80 --batch_size 32", SEEDS),
         },
         rankings={
             "cifarnetnew": Ranking(["7x7", "5x5-2", "5x5-3"], f"{COLOUR_RANKING} --model cifarnetnew"),
@@ -208,7 +194,11 @@ SCALES = {
     # The paper's networks, VAEs and epochs.
     "paper": Scale(
         nets={"all": Sweep("--seed 0..99", f"{FCONV} --bs 256 --hid_dim 256 512")},
-        kernels={"7x7": Kernels(["all"], 0.2, VAE_Z2), "5x5": Kernels(["all"], 0.13, VAE_Z4)},
+        kernels={"7x7": Kernels(["all"], 0.2), "5x5": Kernels(["all"], 0.13)},
+        vaes={
+            "7x7": Vae("7x7", "--hidden_dim 32 --z_dim 2 --num_epochs 300"),
+            "5x5": Vae("5x5", "--hidden_dim 64 --z_dim 4 --num_epochs 300"),
+        },
         bnns={"all": Sweep(f"{PRIORS} --num_examples 50 100 --data_split_seed 0..9", PAPER_BNN)},
     ),
 }

@@ -6,6 +6,7 @@ The random numbers come from torch's global generator: call `torch.manual_seed` 
 import copy
 import math
 import statistics
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,11 +18,27 @@ import utils
 from models.priors import DeepWeightPrior, NormalPrior
 from models.vae import KernelVAE
 from runs.errors import UserError
+from runs.files import read_yaml
+from runs.types import POSITIVE
 from sweeps import plots
 
 VARIANCES = [10 ** (i / 2) for i in range(-12, 1)]  # of the posterior, in `kl_rows`
 KL_COLUMNS = ("kernels", "posterior_variance", "kl_dwp", "kl_dwp_error", "kl_normal")
 BATCH = 1024  # kernels
+
+
+def load_vae_and_kernels(vae_folder: str | Path, file: str | Path) -> tuple[KernelVAE, Tensor]:
+    """A VAE, and the kernels (n, 1, k, k) of an npy file as it learns kernels: scaled to its `--norm`, if it has one.
+
+    Raises UserError where one is missing or invalid, or their kernel sizes differ.
+    """
+    vae, params = utils.load_vae(vae_folder), Path(vae_folder) / "params.yaml"
+    norm = read_yaml(params).get("norm")
+    try:
+        norm = norm and POSITIVE(str(norm))
+    except ArgumentTypeError as error:
+        raise UserError(f"{params}: norm: {error}") from None
+    return vae, utils.load_kernels(file, vae.kernel_dim, norm)
 
 
 @torch.no_grad()
@@ -78,24 +95,26 @@ def vae_figures(vae: KernelVAE, kernels: Tensor, samples: int) -> tuple[dict[str
     return figures, rows
 
 
-def kernel_figures(conv_folder: str | Path, vae_folder: str | Path | None = None, name: str = "") -> dict[str, Figure]:
-    """Figures by file name: a grid of the kernels in `train.npy`, and the latent space of their VAE, if one is given.
+def kernel_figures(conv_folder: str | Path, name: str = "") -> dict[str, Figure]:
+    """A grid of the kernels in `train.npy`, as a figure by its file name, which ends in `name`, by default their size.
 
-    The file names end in `name`, by default in the kernels' size. The VAE's latent space is shown with the kernels in
-    `test.npy`. Raises UserError for a VAE of another kernel size or with another z_dim than 2.
+    Raises UserError where the file is missing or invalid.
     """
     kernels = utils.load_kernels(Path(conv_folder, "train.npy"))
     k = kernels.shape[-1]
-    name = name or f"{k}x{k}"
-    figures = {f"kernels{name}.png": plots.plot_grid(kernels, 8, 20)}
-    if vae_folder:
-        vae = utils.load_vae(vae_folder)
-        if (vae.z_dim, vae.kernel_dim) != (2, k):
-            found = f"z_dim {vae.z_dim} and {vae.kernel_dim}x{vae.kernel_dim}"
-            raise UserError(f"{vae_folder}: found {found}, expected 2 and {k}x{k}")
-        test_kernels = utils.load_kernels(Path(conv_folder, "test.npy"), k)
-        figures[f"latent{name}.png"] = plots.plot_latent_space(vae, test_kernels)
-    return figures
+    return {f"kernels{name or f'{k}x{k}'}.png": plots.plot_grid(kernels, 8, 20)}
+
+
+def latent_figures(conv_folder: str | Path, vae_folder: str | Path, name: str = "") -> dict[str, Figure]:
+    """The latent space of a VAE with the kernels in `test.npy`, as a figure by its file name, as of `kernel_figures`.
+
+    Raises UserError for a VAE of another kernel size or with another z_dim than 2.
+    """
+    vae, kernels = load_vae_and_kernels(vae_folder, Path(conv_folder, "test.npy"))
+    if vae.z_dim != 2:
+        raise UserError(f"{vae_folder}: found z_dim {vae.z_dim}, expected 2")
+    k = vae.kernel_dim
+    return {f"latent{name or f'{k}x{k}'}.png": plots.plot_latent_space(vae, kernels)}
 
 
 def save_all(figures: Mapping[str, Figure], folder: str | Path, tight: bool = False) -> list[Path]:

@@ -66,7 +66,8 @@ def test_kernels_of_one_norm(script, sandbox, capsys):
     np.save(sandbox / "k" / "test.npy", kernels)
     with pytest.raises(SystemExit):
         script("train-vae.py").main([*argv, "--data_dir", str(sandbox / "k"), "--norm", "2"])
-    assert "--norm: found 1 kernels of norm 0, expected none" in capsys.readouterr().err
+    file = sandbox / "k" / "test.npy"
+    assert f"--test {file} has 1 kernels of norm 0, which cannot be scaled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("k", VAES)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import yaml
 
 import utils
 from experiments import compare_kernels, elbo_table, extract_kernels, plot_kernels, vae_stats
@@ -148,3 +149,14 @@ def test_the_table_of_elbos(vae_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         elbo_table.main(["--vaes", str(folder), vae_folder(5), "--data", str(tmp_path)])
     assert "expected one kernel size" in capsys.readouterr().err
+    # A VAE of kernels scaled to the norm 3 is given them so: by the Gaussian's density they are all the same.
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump(params | {"norm": 3.0}))
+    table = elbo_table.main(["--vaes", str(folder), "--data", str(tmp_path), "--samples", "2"])
+    expected = -4.5 * math.log(2 * math.pi * math.log(2)) - 3**2 / (2 * math.log(2)) - kl
+    assert table[0][1:] == [pytest.approx(expected, rel=1e-5), pytest.approx(0, abs=1e-5)]
+    for norm, message in (("wide", "norm: found 'wide', expected a number"), (-1, "norm: found '-1'")):
+        (folder / "params.yaml").write_text(yaml.safe_dump(params | {"norm": norm}))
+        with pytest.raises(SystemExit):
+            elbo_table.main(["--vaes", str(folder), "--data", str(tmp_path)])
+        assert f"params.yaml: {message}" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import utils
 from runs.errors import Stopped
 from sweeps import page, pipeline, scales, stages
 
-SIZES = [f"{stage}{k}x{k}" for k in (7, 5) for stage in ("kernels", "train-vae")]
+SIZES = [f"{stage}{k}x{k}" for stage in ("kernels", "train-vae") for k in (7, 5)]
 STAGES = ["nets-all", *SIZES, "rank-fconv", "vae7x7", "vae5x5", "bnns-all", "figures", "results"]
 ALL = Counter({"train-net.py": 2, "train-vae.py": 6, "train-bnn.py": 4})
 
@@ -103,7 +103,7 @@ def test_every_stage_once(run, trained, sandbox):
     }
     assert vae_lists == {tuple(str(next(out.glob(f"vae{k}x{k}-*"))) for k in (7, 5))}
     with open(out / "figures" / "elbo.csv") as file:
-        assert [row["kernels"] for row in csv.DictReader(file)] == ["7x7", "5x5"]
+        assert [row["vae"] for row in csv.DictReader(file)] == ["7x7", "5x5"]
     assert (out / "figures" / "latent7x7.png").exists() and (out / "results" / "page.html").exists()
 
     files = {p: p.stat().st_mtime_ns for p in sandbox.rglob("*") if p.is_file() and not p.name.startswith(".")}
@@ -124,14 +124,14 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
         return stages, dict(counts)
 
     # Arguments of a VAE: it, what depends on it, and nothing else.
-    kernels = scales.SCALES["smoke"].kernels
-    change(monkeypatch, kernels=kernels | {"5x5": kernels["5x5"]._replace(vae=kernels["5x5"].vae + " --var 0.1")})
+    vaes = scales.SCALES["smoke"].vaes
+    change(monkeypatch, vaes=vaes | {"5x5": vaes["5x5"]._replace(shared=vaes["5x5"].shared + " --var 0.1")})
     assert anew() == (
         ["train-vae5x5", "rank-fconv", "vae5x5", "bnns-all", "figures", "results"],
         {"train-vae.py": 3, "train-bnn.py": 4},
     )
     # And back: what was trained before is identified by its arguments, and by the content of the VAE's folder.
-    change(monkeypatch, kernels=kernels)
+    change(monkeypatch, vaes=vaes)
     assert anew() == (["train-vae5x5", "rank-fconv", "vae5x5", "bnns-all", "figures", "results"], {})
     # More seeds: other kernels, other VAEs, other BNNs.
     net = scales.SCALES["smoke"].nets["all"]
@@ -161,7 +161,8 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
     assert anew() == (["kernels7x7"], {})
     # A sweep whose networks give kernels of one size.
     nets = {**scales.SCALES["smoke"].nets, "more": net._replace(grid="--seed 7")}
-    change(monkeypatch, nets=nets, kernels=kernels | {"5x5": kernels["5x5"]._replace(nets=["all", "more"])})
+    kernels = scales.SCALES["smoke"].kernels | {"5x5": scales.Kernels(["all", "more"], 0)}
+    change(monkeypatch, nets=nets, kernels=kernels)
     before7, before5 = (set(out.glob(f"conv{k}x{k}-*")) for k in (7, 5))
     assert anew() == (
         ["nets-more", "kernels5x5", "train-vae5x5", "rank-fconv", "vae5x5", "bnns-all", "figures", "results"],
@@ -175,9 +176,8 @@ def test_changes_run_what_depends_on_them(run, trained, plain, sandbox, monkeypa
 def test_another_vae_of_the_same_kernels(run, trained, plain, sandbox, monkeypatch):
     """It learns from the folder of the other VAE's kernels, and no kernels are extracted for it."""
     run()
-    kernels = scales.SCALES["smoke"].kernels
-    scaled = scales.Kernels([], 0, "--norm 1 --hidden_dim 4 --z_dim 2 --num_epochs 3", of="5x5")
-    change(monkeypatch, kernels=kernels | {"5x5-scaled": scaled})
+    scaled = scales.Vae("5x5", "--norm 1 --hidden_dim 4 --z_dim 2 --num_epochs 3")
+    change(monkeypatch, vaes=scales.SCALES["smoke"].vaes | {"5x5-scaled": scaled})
     run()
     out = sandbox / "logs" / "pipeline" / "smoke"
     (conv,), (vae,) = out.glob("conv5x5-*"), out.glob("vae5x5-scaled-*")

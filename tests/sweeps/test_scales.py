@@ -14,7 +14,7 @@ from sweeps.trials import find_script
 def test_the_commands_accept_the_scales(scale, script, sandbox):
     """All arguments at all scales are those of the commands, with kernel sizes that fit together."""
     spec = SCALES[scale]
-    places = spec.places("not-mnist", 27_126) | {f"vae{name}": "x" for name in spec.kernels}
+    places = spec.places("not-mnist", 27_126) | {f"vae{name}": "x" for name in spec.vaes}
     for name, file, grid, words in spec.stages(places):
         first, *others = make_trials(find_script(file), split_options(shlex.split(grid))[1], words)
         args = script(file).parse(list(first.argv))
@@ -27,14 +27,16 @@ def test_the_commands_accept_the_scales(scale, script, sandbox):
             assert args.num_examples and args.classifier_lamb
         elif name.startswith("bnns-"):
             assert len(others) >= 3 and set(spec.by.split()) <= set(vars(args))
+    for nets, min_norm in spec.kernels.values():
+        assert nets and set(nets) <= set(spec.nets) and min_norm >= 0
     trials = {}
-    for name, (nets, min_norm, vae, seeds, of) in spec.kernels.items():
-        assert set(nets) <= set(spec.nets) and min_norm >= 0 and bool(nets) == (not of)
-        assert not of or (of in trials and of[:3] == name[:3])
-        shared = ["--kernel_dim", name[0], "--data_dir", "x", *shlex.split(vae)]
-        trials[name] = make_trials(find_script("train-vae.py"), split_options(shlex.split(seeds))[1], shared)
+    for name, (kernels, shared, seeds) in spec.vaes.items():
+        assert kernels in spec.kernels and kernels[:3] == name[:3]
+        words = ["--kernel_dim", name[0], "--data_dir", "x", *shlex.split(shared)]
+        trials[name] = make_trials(find_script("train-vae.py"), split_options(shlex.split(seeds))[1], words)
     for names, network in spec.rankings.values():
         args = script("train-net.py").parse(filled(network, places))
         assert MODELS[args.model].kernel_sizes == tuple(int(name[0]) for name in names)
         assert len({len(trials[name]) for name in names}) == 1
-    assert {name for nets, *_ in spec.kernels.values() for name in nets} == set(spec.nets)
+    assert {name for nets, _ in spec.kernels.values() for name in nets} == set(spec.nets)
+    assert {kernels for kernels, *_ in spec.vaes.values()} == set(spec.kernels)
