@@ -65,8 +65,8 @@ def small_arguments():
         places = dict.fromkeys(("vae7x7", "vae5x5"), "x") | scale.places("mnist", 60_000)
         for name, file, grid, words in scale.stages(places):
             yield pytest.param(file, grid, words, id=name)
-        for name, kernels in scale.kernels.items():
-            words = [*shlex.split(kernels.vae), "--kernel_dim", name[0], "--data_dir", "x"]
+        for name, vae in scale.vaes.items():
+            words = [*shlex.split(vae.shared), "--kernel_dim", name[0], "--data_dir", "x"]
             yield pytest.param("train-vae.py", "", words, id=f"vae-{name}")
 
 
