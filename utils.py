@@ -120,6 +120,8 @@ def load_split(args: Namespace, device: torch.device) -> tuple[DataSet, DataSet]
             raise UserError(f"--n_classes: found {args.n_classes}, expected the {len(args.classes)} of {args.data}")
     if args.num_examples:
         train = train[few_shot_split(train.labels, args.num_examples, args.data_split_seed)]
+    if len(train.labels) < (least := MODELS[args.model].least_batch):
+        raise UserError(f"--data: found {len(train.labels)} training image, expected {least} or more for {args.model}")
     return DataSet(*(t.to(device) for t in train)), DataSet(*(t.to(device) for t in test))
 
 
@@ -218,10 +220,10 @@ def load_kernels(path: str | Path, kernel_dim: int | None = None, norm: float | 
     if not np.isfinite(kernels).all():
         raise UserError(f"{path} has values that are not finite in float32")
     if norm:
-        norms = np.linalg.norm(kernels, axis=(2, 3), keepdims=True)
+        norms = np.linalg.norm(kernels.astype(np.float64), axis=(2, 3), keepdims=True)  # float32 squares overflow
         if not norms.all():
             raise UserError(f"{path} has {(norms == 0).sum()} kernels of norm 0, which cannot be scaled, expected none")
-        kernels *= norm / norms
+        kernels = (kernels * (norm / norms)).astype(np.float32)
     return torch.from_numpy(kernels)
 
 
@@ -271,9 +273,8 @@ def drop_near_duplicates(kernels: Tensor, tolerance: float, block: int = 1024) -
     for start in range(0, len(w), block):
         rows = slice(start, start + block)
         close = torch.cdist(w[rows], w) <= tolerance * torch.maximum(norms[rows, None], norms)
-        for i, j in close.nonzero().tolist():  # by i, then j
-            if j < start + i and keep[j]:
-                keep[start + i] = False
+        for i, row in enumerate(close, start):
+            keep[i] = not (row[:i] & keep[:i]).any()
     return kernels[keep]
 
 
@@ -390,9 +391,7 @@ def load_sources(args: Namespace, device: torch.device, kernel_sizes: Sequence[i
                     found[kind] = load(path, device)
                 k = found[kind].kernel_dim
                 if k != size:
-                    raise UserError(
-                        f"--{kind}_list: {path} is of {k}x{k} kernels, expected {size}x{size} for conv {i + 1}"
-                    )
+                    raise UserError(f"--{kind}_list entry {i + 1} {path} is of {k}x{k} kernels, expected {size}x{size}")
         if "filters" in needs:
             with user_error(f"--filters_list entry {i + 1}"):
                 found["filters"] = load_kernels(args.filters_list[i], size).to(device)

@@ -4,8 +4,8 @@ An npz file has MedMNIST's layout (data/npz.py). A folder has torchvision's Imag
 
     FOLDER/train/<class>/* and FOLDER/test/<class>/*      or      FOLDER/<class>/*
 
-Its files are read in the order of their names. Files without the ending of an image, and images in folders of a class,
-are named on stderr and not read; hidden files are ignored. Transparent pixels become white.
+Its files are read in the order of their names. Files without the ending of an image, and images beside the classes or
+in folders of a class, are named on stderr and not read; hidden files are ignored. Transparent pixels become white.
 """
 
 import sys
@@ -47,9 +47,14 @@ def fit(images: Tensor, shape: Shape) -> Tensor:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The classes of a folder, the folders in it or in its train/, in order. Raises ValueError for fewer than 2."""
+    """The classes of a folder, the folders in it or in its train/, in order.
+
+    Raises ValueError for fewer than 2 classes, and for test/ or val/ without train/.
+    """
     root = folder / "train" if (folder / "train").is_dir() else folder
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if root == folder and (part := {"test", "val"} & set(names)):
+        raise ValueError(f"{root}: found the folder {min(part)} beside the classes, expected these in a folder train")
     if len(names) < 2:
         raise ValueError(f"{root}: found {len(names)} folders, expected one for each of at least 2 classes")
     return names
@@ -70,7 +75,10 @@ def image_files(folder: Path, root: Path, deep: bool = False) -> tuple[list[Path
 
 
 def read_image(path: Path, shape: Shape) -> Tensor | None:
-    """The image as (*shape) in uint8, or None if it is damaged. Raises ValueError for one of too many pixels."""
+    """The image as (*shape) in uint8, or None if it is damaged or has 32-bit pixels, whose range is not known.
+
+    Raises ValueError for one of too many pixels.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -81,7 +89,7 @@ def read_image(path: Path, shape: Shape) -> Tensor | None:
                     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # 16 bits
                         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
                     if image.mode in ("I", "F"):
-                        raise ValueError("the range of 32-bit pixels is not known")
+                        return None
                     grey = image.mode in ("1", "L", "LA") or shape[0] == 1
                     if image.has_transparency_data:
                         image = image.convert("RGBA")
@@ -119,6 +127,7 @@ def read_images(files: Sequence[Path], shape: Shape) -> tuple[list[int], list[Te
 
 def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> tuple[Labelled, list[Path], list[Path]]:
     """The images of the classes, the damaged files, and the other files. Raises ValueError for a class without any."""
+    loose = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     found = [image_files(folder / name, root) for name in names]
     files = [(path, label) for label, (own, _) in enumerate(found) for path in own]
     places, images, damaged = read_images([path for path, _ in files], shape)
@@ -127,12 +136,13 @@ def read_part(folder: Path, names: Sequence[str], shape: Shape, root: Path) -> t
         raise ValueError(f"{folder / names[missing[0]]}: found no image, expected one for each class")
     paths, labels = zip(*(files[i] for i in places), strict=True)
     part = Labelled(np.array(paths, dtype=object), torch.stack(images).numpy(), np.array(labels, np.int64))
-    return part, damaged, [path for _, others in found for path in others]
+    return part, damaged, loose + [path for _, others in found for path in others]
 
 
 def report(folder: Path, damaged: Sequence[Path], others: Sequence[Path]) -> None:
     """Name damaged images, and other files, on stderr."""
-    for what, paths in (("damaged images are left out", damaged), ("other files are not read", others)):
+    left_out = "images are left out, damaged or of 32-bit pixels"
+    for what, paths in ((left_out, damaged), ("other files are not read", others)):
         if paths:
             shown = ", ".join(str(path.relative_to(folder)) for path in paths[:NAMED]) + ", ..." * (len(paths) > NAMED)
             print(f"{folder}: {len(paths)} {what}: {shown}", file=sys.stderr)

@@ -47,9 +47,10 @@ for epoch in range(EPOCHS):
         optimizer.step()
     print(f"epoch {epoch + 1}: loss {loss.item():.1f}")
 
-x, y = test.batch(torch.arange(len(test.labels)))
-probabilities = predict(net, x, samples=20).mean(0)
-for p, label in zip(probabilities, y, strict=True):
-    print(f"{classes[label]}: {', '.join(f'{c} {q:.2f}' for c, q in zip(classes, p, strict=True))}")
-print(f"test accuracy {(probabilities.argmax(1) == y).float().mean():.2f} on {len(y)} images")
+if len(test.labels):
+    x, y = test.batch(torch.arange(len(test.labels)))
+    probabilities = predict(net, x, samples=20).mean(0)
+    for p, label in zip(probabilities, y, strict=True):
+        print(f"{classes[label]}: {', '.join(f'{c} {q:.2f}' for c, q in zip(classes, p, strict=True))}")
+    print(f"test accuracy {(probabilities.argmax(1) == y).float().mean():.2f} on {len(y)} images")
 torch.save(net.state_dict(), "own_network.torch")

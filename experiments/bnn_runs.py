@@ -18,15 +18,13 @@ ENSEMBLE = f"ens[{SAMPLES}]_test_acc"  # the column of the log with the ensemble
 POLL_SECONDS = 0.05  # between two looks at a log
 
 
-def bnn_arguments(
-    vae_list: Sequence[str], split: int, kl_kernels: int, epochs: int, eval_freq: int, prior: str = "vae"
-) -> list[str]:
+def bnn_arguments(vae_list: Sequence[str], split: int, kl_kernels: int, epochs: int, eval_freq: int) -> list[str]:
     """The arguments of the README's Bayesian network, made fast for a CPU: 50 images, and a KL of `kl_kernels` kernels.
 
-    The initial kernels come from the VAEs of 7x7 and 5x5 kernels in `vae_list`. Both convs have the prior `prior`.
+    The initial kernels come from the VAEs of 7x7 and 5x5 kernels in `vae_list`, which are the prior.
     """
     options = f"--data mnist --num_examples 50 --data_split_seed {split} --net_cfg bayes --hid_dim 32 128"
-    options += f" --ens {SAMPLES} --init_list vae vae --prior_list {prior} {prior} --kl_kernels {kl_kernels}"
+    options += f" --ens {SAMPLES} --init_list vae vae --prior_list vae vae --kl_kernels {kl_kernels}"
     return [*f"{options} --epochs {epochs} --eval_freq {eval_freq} --vae_list".split(), *vae_list]
 
 

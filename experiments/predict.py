@@ -4,8 +4,9 @@
 
 The probabilities of several networks are averaged. DATA is a folder of images, or the name of a data set or an npz
 file, whose test images are predicted. If a folder has a folder test/, only the images in it are predicted. If DATA is
-the folder that the runs were trained on, or a copy of it, only their test images are; its train/ is refused. An image
-in a folder that is named like a class has that label; the others are unlabelled.
+the folder that the runs were trained on, or a copy of the same images, only their test images are; a folder in it of
+images that were learnt, as its train/, is refused. An image in a folder that is named like a class has that label; the
+others are unlabelled.
 
 A Bayesian network averages `--samples` draws of its weights. Dropout is off, also of a network that was trained with
 it. The table has a row per image: its label, the predicted class, the entropy of the prediction in nats, its two parts,
@@ -73,8 +74,10 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
         return [str(i) for i in range(len(test.labels))], *test
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
-        learnt = [Path(own["data"], "train") for own in runs if own["data"] not in DATA_SETS]
-        if any(part.is_dir() and folder.resolve().is_relative_to(part.resolve()) for part in learnt):
+        learnt = [Path(own["data"]) for own in runs if own["data"] not in DATA_SETS]
+        learnt = [Path(part, "train") if Path(part, "train").is_dir() else part for part in learnt]
+        inside = any(part.is_dir() and folder.resolve().is_relative_to(part.resolve()) for part in learnt)
+        if inside and not of_run:
             raise ValueError("found images that the run learnt from, expected others")
         if not of_run:
             files, images = read_any(folder, shape)

@@ -24,9 +24,9 @@ class Predictions(NamedTuple):
     @classmethod
     def of_draws(cls, log_p: "Tensor") -> "Predictions":
         """The mean of the probabilities of draws, given by their logs (draws, n, n_classes)."""
-        from models.metrics import ensemble_log_probs, uncertainty
+        from models.metrics import ensemble_log_probs, entropy
 
-        return cls(ensemble_log_probs(log_p), uncertainty(log_p)["aleatoric"])
+        return cls(ensemble_log_probs(log_p), entropy(log_p).mean(0))
 
     def uncertainty(self) -> dict[str, "Tensor"]:
         """As `models.metrics.uncertainty`: entropy of the predictions, and its two parts, (n,) each in nats."""

@@ -12,7 +12,7 @@ from sweeps.trials import find_script, line_trials, load_script
 # The options that name images, and those that name VAEs, flows and kernels or say which of them are used.
 IMAGES = ("data", "num_examples", "data_split_seed", "test_fraction", "model")
 KERNELS = (
-    *("vae_list", "flow_list", "filters_list", "train", "data_dir"),
+    *("vae_list", "flow_list", "filters_list", "train", "data_dir", "kernel_dim", "norm"),
     *("model", "net_cfg", "init_list", "prior", "prior_list", "dwp_reg"),
 )
 
@@ -56,7 +56,7 @@ def kernel_fingerprints(args: Namespace) -> dict[str, str]:
     from runs.checkpoint import fingerprint
 
     if not hasattr(args, "init_list"):  # of train-vae.py
-        kernels = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim)
+        kernels = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim, args.norm)
         return {"train": fingerprint([kernels])}
     sizes = () if hasattr(args, "model") else KERNEL_SIZES
     sources = utils.load_sources(args, torch.device("cpu"), sizes)

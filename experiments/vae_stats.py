@@ -31,10 +31,13 @@ def main(argv: list[str] | None = None) -> None:
     # After the arguments, so that a mistake in them is answered at once.
     import torch
 
+    import utils
     from sweeps.vae_figures import load_vae_and_kernels, save_all, vae_figures
 
     file = args.data / "test.npy"
-    with user_error("--vae, --data:"):
+    with user_error("--vae"):
+        utils.load_vae(args.vae)
+    with user_error("--data"):
         vae, kernels = load_vae_and_kernels(args.vae, file)
     torch.manual_seed(args.seed)
     drawn = kernels[torch.randperm(len(kernels))[: args.kernels]]

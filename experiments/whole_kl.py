@@ -3,14 +3,15 @@
     python -m experiments.whole_kl --vae_list data/fconv/vae7x7 data/fconv/vae5x5 --vae_list other/vae7x7 other/vae5x5
 
 With few images and the whole KL, `--kl_weight 1`, the KL outweighs the likelihood. So the posterior of a Bayesian conv
-is almost that of the least KL. This command starts independent posteriors at kernels that a VAE decodes, with the
+is shaped by the KL almost alone. This command starts independent posteriors at kernels that a VAE decodes, with the
 log variance -10, and minimizes the bound KL_aux of each by Adam, without any image. Columns per conv: the KL in nats
 per kernel at the end; the median norm of the means before and after; the median of deviation over absolute mean, over
 all weights; and the share of the means in the variance of a drawn kernel. The share is 0 where all posteriors have
 become one, and 1 where the means differ and the deviations are 0.
 
 `acc_before` and `acc` are accuracies of frozen features on letters, of kernels before, and of kernels drawn from the
-posteriors after, by `sweeps.rank_vaes`, whose options of the network come after `--`.
+posteriors after, by `sweeps.rank_vaes`, whose options of the network come after `--`. The letters are notMNIST's, in
+$DATA_ROOT; `-- --data mnist ...` takes other images.
 """
 
 import sys

@@ -56,11 +56,11 @@ class BayesLayer(nn.Module):
         self._set_posterior(self.mean_class(*args, **options), log_variance, truncated)
 
     @classmethod
-    def of(cls, mean: nn.Module, log_variance: float = -10.0, truncated: bool = False) -> "BayesLayer":
+    def of(cls, mean: nn.Module, log_variance: float = -10.0) -> "BayesLayer":
         """The Bayesian layer whose posterior has the weights of torch's layer `mean` as means; it contains `mean`."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._set_posterior(mean, log_variance, truncated)
+        layer._set_posterior(mean, log_variance, False)
         return layer.train(mean.training)
 
     def _set_posterior(self, mean: nn.Module, log_variance: float, truncated: bool) -> None:
@@ -236,8 +236,9 @@ def bayesianize(
     Parameters
     ----------
     priors : VAEs by kernel size (see `utils.load_vae`): the deep weight prior of convs with k x k kernels. The other
-        convs have the prior N(0, scale^2). Classes derived from `torch.nn.Conv2d` stay as they are.
-    scale : standard deviation of the weights under that prior.
+        convs have the prior N(0, scale^2). Classes derived from `torch.nn.Conv2d` stay as they are, and so do convs
+        whose weight or bias is computed from other parameters at each call, as by `torch.nn.utils.spectral_norm`.
+    scale : standard deviation of the weights under that prior, above 0.
     kernels : drawn per layer and estimate of the KL; 0 takes all.
     draw : whether kernels of the deep weight prior, decoded at evenly spread codes, become the posterior's means where
         there is a VAE. Otherwise the means are the weights of the convs.
@@ -245,14 +246,16 @@ def bayesianize(
 
     Raises
     ------
-    ValueError : a VAE is of another kernel size than its key, or the network has no conv.
+    ValueError : a VAE is of another kernel size than its key, the scale is not above 0, or the network has no conv.
     """
+    if not scale > 0:
+        raise ValueError(f"scale: found {scale}, expected a number above 0")
     for k, vae in priors.items():
         if vae.kernel_dim != k:
             raise ValueError(
                 f"priors: found a VAE of {vae.kernel_dim}x{vae.kernel_dim} kernels for {k}, expected {k}x{k}"
             )
-    convs = [conv for conv in net.modules() if type(conv) is nn.Conv2d]
+    convs = [m for m in net.modules() if type(m) is nn.Conv2d and {"weight", "bias"} <= m._parameters.keys()]
     inside = {id(layer.mean) for layer in bayesian_layers(net)}
     layers = {conv: BayesConv2d.of(conv, log_variance) for conv in convs if id(conv) not in inside}
     if not layers:

@@ -24,11 +24,12 @@ def scores(log_p: Tensor, labels: Tensor) -> dict[str, float]:
     from torchmetrics.functional.classification import multiclass_calibration_error  # imports slowly
 
     p = log_p.exp().clamp(max=1)
+    below_1 = p.clamp(max=1 - 1e-7)  # torchmetrics gives a confidence of 1 a bin of its own
     n_classes = p.shape[1]
     return {
         "acc": (log_p.argmax(1) == labels).float().mean().item(),
         "nll": F.nll_loss(log_p, labels).item(),
-        "ece": multiclass_calibration_error(p, labels, n_classes, n_bins=BINS).item(),
+        "ece": multiclass_calibration_error(below_1, labels, n_classes, n_bins=BINS).item(),
         "brier": (p - F.one_hot(labels, n_classes)).square().sum(1).mean().item(),
     }
 

@@ -49,7 +49,7 @@ class Prior(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Prior":
         def at_least_float32(tensor: Tensor) -> Tensor:
             found = fn(tensor)
-            return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+            return tensor.to(found.device) if found.dtype in (torch.float16, torch.bfloat16) else found
 
         for part in self.frozen.values():
             part._apply(at_least_float32)

@@ -244,7 +244,9 @@ def add_network_options(parser: Parser, net_cfg: str) -> None:
     given = ", ".join(name for name, row in MODELS.items() if not row.channels)
     scaled = ", ".join(name for name, row in MODELS.items() if row.channels)
     model.add_argument("--hid_dim", type=WHOLE, nargs="+", default=HID_DIM, help=f"channels of each conv of {given}")
-    model.add_argument("--model_size", type=POSITIVE, default=1.0, help=f"channel factor of {scaled}")
+    model.add_argument(
+        "--model_size", type=number_type(float, 0, 1e6, open_low=True), default=1.0, help=f"channel factor of {scaled}"
+    )
     help = "outputs of the classifier; none: 10, of cifar100 100, of a file or folder as many as its classes"
     model.add_argument("--n_classes", type=number_type(int, 2), help=help)
 

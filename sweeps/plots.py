@@ -130,10 +130,10 @@ def draw_tiles(axis: plt.Axes, kernels: torch.Tensor, columns: int) -> None:
     axis.axis("off")
 
 
-def plot_grid(kernels: torch.Tensor, rows: int, columns: int, seed: int = 0) -> plt.Figure:
+def plot_grid(kernels: torch.Tensor, rows: int, columns: int) -> plt.Figure:
     """A grid of kernels drawn at random from (n, 1, k, k)."""
     figure, axis = plt.subplots(figsize=(0.5 * columns, 0.5 * rows + 0.5))
-    drawn = np.random.default_rng(seed).permutation(len(kernels))[: rows * columns]
+    drawn = np.random.default_rng(0).permutation(len(kernels))[: rows * columns]
     draw_tiles(axis, kernels[drawn], columns)
     k = kernels.shape[-1]
     figure.suptitle(f"{len(drawn)} of {len(kernels)} source kernels, {k}x{k}; red > 0, blue < 0")

@@ -57,7 +57,7 @@ def test_from_a_folder_to_predictions(pictures, script, capsys):
         python, name, *argv = command
         assert python == "python" and argv[argv.index("--epochs") + 1] == "300"
         script(name).main([*argv, "--epochs", epochs, "--seed", seed])
-        assert "2 damaged images are left out: lakes/2.png, woods/3.jpg" in capsys.readouterr().err
+        assert "2 images are left out, damaged or of 32-bit pixels: lakes/2.png, woods/3.jpg" in capsys.readouterr().err
     for (*_, module, runs, data, option, out), networks in ((predict_bnn, 1), (predict_nets, 2)):
         roots = sorted(map(str, pictures.glob(f"{runs.rpartition('/')[0]}/*")))
         assert module == "experiments.predict" and len(roots) == networks

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ import utils
 from models.configs import MODELS
 from models.fconv import FConv
 from runs.checkpoint import load_pretrained
+from runs.directory import dwp_path
 from tests.conftest import SMALL, network_argv, read_log
 
 COLUMNS = [
@@ -128,7 +130,7 @@ def test_the_convs_of_a_trained_network_for_other_classes(name, small_inputs, sc
         script(name).main([*argv[: argv.index("--init_list")], "--pretrained_classifier", "0"])
 
 
-def test_a_last_image_alone_under_batch_norm(small_inputs, script, capsys):
+def test_a_last_image_alone_under_batch_norm(small_inputs, script, tmp_path, capsys):
     """A batch of one image has no variance, so it is joined to the batch before it: 20 images in batches of 19."""
     argv = network_argv(small_inputs, "cifarnet", "vanilla", "xavier", 3)
     for size, steps in (("19", 3), ("6", 12)):
@@ -137,6 +139,14 @@ def test_a_last_image_alone_under_batch_norm(small_inputs, script, capsys):
     with pytest.raises(SystemExit) as stop:
         script("train-net.py").main([*argv, "--bs", "1"])
     assert stop.value.code == 2 and "--bs: found 1, expected at least 2 for cifarnet" in capsys.readouterr().err
+    images, labels = np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.uint8)
+    np.savez(tmp_path / "one.npz", train_images=images, train_labels=labels)
+    runs = sum(1 for _ in dwp_path().rglob("params.yaml"))
+    with pytest.raises(SystemExit) as stop:
+        script("train-net.py").main([*argv, "--data", str(tmp_path / "one.npz")])
+    message = "--data: found 1 training image, expected 2 or more for cifarnet"
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert sum(1 for _ in dwp_path().rglob("params.yaml")) == runs
 
 
 def test_model_size_cuts_off_as_published(script):

@@ -153,8 +153,21 @@ def test_files_that_are_not_read_are_named(color_folder, capsys):
     assert sum(len(part.labels) for part in load(color_folder)) == 30
     shown = "blue/notes.txt, green/notes.txt, red/more/0.png, red/more/1.bmp, red/more/2.tiff, ..."
     assert capsys.readouterr().err == f"{color_folder}: 14 other files are not read: {shown}\n"
+    (color_folder / "labels.csv").touch()
+    load(color_folder)
+    assert f"{color_folder}: 15 other files are not read: labels.csv, blue/notes.txt" in capsys.readouterr().err
+    (color_folder / "labels.csv").unlink()
     images.read_any(color_folder, COLOUR)
     assert "4 other files are not read: blue/notes.txt, green/notes.txt, red/more/notes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_test_images_beside_the_classes_are_no_class(part, color_folder):
+    (color_folder / "red").rename(color_folder / part)
+    with pytest.raises(
+        UserError, match=f"found the folder {part} beside the classes, expected these in a folder train"
+    ):
+        load(color_folder)
 
 
 def test_two_levels(color_folder, tmp_path, capsys):
@@ -182,9 +195,12 @@ def test_damaged_images_are_named_and_left_out(color_folder, capsys):
     (color_folder / "red" / "0.png").write_bytes(b"")
     content = (color_folder / "blue" / "1.bmp").read_bytes()
     (color_folder / "blue" / "1.bmp").write_bytes(content[: len(content) // 2])
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(color_folder / "red" / "5.tiff")
     train, test = load(color_folder)
     assert len(train.labels) + len(test.labels) == 28
-    assert "2 damaged images are left out: blue/1.bmp, red/0.png" in capsys.readouterr().err
+    assert (
+        "3 images are left out, damaged or of 32-bit pixels: blue/1.bmp, red/0.png, red/5.t" in capsys.readouterr().err
+    )
     for file in (color_folder / "red").iterdir():
         file.write_bytes(b"x")
     with pytest.raises(UserError, match="red: found no image, expected one for each class"):

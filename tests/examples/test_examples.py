@@ -28,7 +28,10 @@ def test_own_network(color_folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     epoch, last = done.stdout.splitlines()[3], done.stdout.splitlines()[-1]  # after what the images are converted to
-    assert epoch.startswith("epoch 3: loss ") and "1 damaged images are left out: train/red/5.png" in done.stderr
+    assert (
+        epoch.startswith("epoch 3: loss ")
+        and "1 images are left out, damaged or of 32-bit pixels: train/red/5.png" in done.stderr
+    )
     assert last.startswith("test accuracy ") and last.endswith(" on 6 images")
     assert sum(line.startswith(tuple(f"{name}: " for name in COLORS)) for line in done.stdout.splitlines()) == 6
     state = torch.load(tmp_path / "own_network.torch", weights_only=True)

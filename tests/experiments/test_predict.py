@@ -126,6 +126,9 @@ def test_a_folder_that_has_changed(run, color_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         predict.main([str(run), str(tmp_path / "nothing")])
     assert "nothing: found no such folder, expected one or more images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main([str(run), str(color_folder / "red")])
+    assert "found images that the run learnt from, expected others" in capsys.readouterr().err
     (tmp_path / "link").symlink_to(color_folder)
     predict.main([str(run), str(tmp_path / "link"), "--out", str(tmp_path / "p.csv"), "--samples", "2"])
     assert len(table(tmp_path / "p.csv")) == 6
@@ -180,7 +183,7 @@ def test_unlabelled_images(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     rows = table(tmp_path / "p.csv")
     assert [(row["image"], row["label"]) for row in rows] == [("a.jpg", ""), ("b.png", ""), ("red/c.png", "red")]
-    assert "1 damaged images are left out: broken.png" in err and "accuracy" in out
+    assert "1 images are left out, damaged or of 32-bit pixels: broken.png" in err and "accuracy" in out
     assert all(float(row["mutual_information"]) == 0 for row in rows)
     first, second = sorted(rows[:2], key=lambda row: -float(row["entropy"]))
     assert first["entropy"] != second["entropy"]

@@ -45,13 +45,14 @@ def test_a_run_with_sources_that_have_changed(prior, script, small_inputs):
         training.check_inputs([(root, run.args)])
 
 
-def test_kernels_that_have_changed_since_a_flow_learnt_them(script, small_inputs, tmp_path):
+@pytest.mark.parametrize("options", ["--kind flow --transforms 1", "--z_dim 2 --norm 0.5"])
+def test_kernels_that_have_changed_since_they_were_learnt(options, script, small_inputs, tmp_path):
     np.save(tmp_path / "train.npy", np.load(small_inputs / "filters5.npy"))
     np.save(tmp_path / "test.npy", np.load(small_inputs / "filters5.npy"))
-    words = f"--kind flow --kernel_dim 5 --hidden_dim 4 --transforms 1 --num_epochs 1 --data_dir {tmp_path}".split()
+    words = f"{options} --kernel_dim 5 --hidden_dim 4 --num_epochs 1 --data_dir {tmp_path}".split()
     run = script("train-vae.py").main(words)
     training.check_inputs([(run.root, run.args)])
-    np.save(tmp_path / "train.npy", 2 * np.load(small_inputs / "filters5.npy"))
+    np.save(tmp_path / "train.npy", 1 - np.load(small_inputs / "filters5.npy"))
     with pytest.raises(UserError, match="its --train has changed since this run"):
         training.check_inputs([(run.root, run.args)])
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import utils
 from models.bayes import BayesConv2d, bayesian_layers, bayesianize, kl, predict
@@ -102,6 +103,32 @@ def test_predictions_average_draws_of_the_weights(vae):
     drawn = torch.stack(drawn)
     assert ((found.mean(0) - drawn.mean(0)).abs() < 7 * drawn.std(0) / math.sqrt(n)).all()
     assert ((found.std(0) / drawn.std(0) - 1).abs() < 0.15).all()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [torch.nn.utils.spectral_norm, lambda conv: prune.l1_unstructured(conv, "weight", 0.5)],
+    ids=["norm", "prune"],
+)
+def test_a_conv_whose_weight_is_computed_stays(wrap, vae):
+    """Its `weight` is that of the last call: draws of it would not see weights that were loaded after this call."""
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(6)
+        nets.append(nn.Sequential(nn.Conv2d(1, 2, 3), wrap(nn.Conv2d(2, 2, 3)), nn.Flatten()))
+    net, other = nets
+    x = torch.randn(2, 1, 5, 5)
+    bayesianize(net, {3: vae}, log_variance=-60.0).eval()
+    assert len(bayesian_layers(net)) == 1 and type(net[1]) is nn.Conv2d
+    net[1].load_state_dict({name: 3 * value for name, value in other[1].state_dict().items()})
+    other[1].load_state_dict(net[1].state_dict())
+    torch.testing.assert_close(predict(net, x, 1)[0], other.eval()(x).softmax(1).detach())
+
+
+@pytest.mark.parametrize("scale", [0, -1, math.nan])
+def test_scales_that_no_prior_has(scale):
+    with pytest.raises(ValueError, match="scale: found"):
+        bayesianize(nn.Conv2d(1, 1, 3), {}, scale=scale)
 
 
 @pytest.mark.parametrize(

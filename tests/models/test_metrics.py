@@ -28,8 +28,16 @@ def test_scores(predictions):
 
 def test_scores_of_certain_predictions():
     log_p = torch.tensor([[0.0, -200.0], [-200.0, 0.0]])
-    assert scores(log_p, torch.tensor([0, 1])) == pytest.approx({"acc": 1, "nll": 0, "ece": 0, "brier": 0})
+    assert scores(log_p, torch.tensor([0, 1])) == pytest.approx({"acc": 1, "nll": 0, "ece": 0, "brier": 0}, abs=1e-6)
     assert scores(log_p, torch.tensor([1, 0])) == pytest.approx({"acc": 0, "nll": 200, "ece": 1, "brier": 2})
+
+
+def test_the_calibration_error_of_certain_and_nearly_certain_predictions():
+    """Both are in the last of 15 bins, where 95 of 100 are right and the mean confidence is 0.975."""
+    p = torch.tensor([1.0] * 50 + [0.95] * 50)
+    labels = torch.tensor([0] * 45 + [1] * 5 + [0] * 50)
+    log_p = torch.stack([p, 1 - p], 1).clamp(min=1e-30).log()
+    assert scores(log_p, labels)["ece"] == pytest.approx(0.025, abs=1e-6)
 
 
 def test_an_ensemble_is_the_mean_of_probabilities(predictions):

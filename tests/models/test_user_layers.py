@@ -73,18 +73,24 @@ CHANGES = {
 }
 
 
+def tensors_of(prior):
+    frozen = [t for module in prior.frozen.values() for t in (*module.parameters(), *module.buffers())]
+    return [*prior.parameters(), *prior.buffers(), *frozen]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", dict(priors()))
 def test_a_prior_follows_its_layer(name, change):
     net = network(dict(priors())[name])
     torch.manual_seed(2)
     expected = kl(net).item()
+    before = [t.clone() for t in tensors_of(net[0].prior)]
     changed = CHANGES[change](net)
     parameter = next(changed.parameters())
-    prior = changed[0].prior
-    tensors = [*prior.parameters(), *prior.buffers()]
-    tensors += [t for module in prior.frozen.values() for t in (*module.parameters(), *module.buffers())]
+    tensors = tensors_of(changed[0].prior)
     assert all(t.device == parameter.device for t in tensors)
+    if change in ("half", "bfloat16"):  # not even rounded to it
+        assert all(t.dtype == own.dtype and torch.equal(t, own) for t, own in zip(tensors, before, strict=True))
     if change == "meta":  # a device without values
         return
     torch.manual_seed(2)

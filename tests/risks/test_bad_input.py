@@ -77,6 +77,7 @@ MISTAKES = [
     ("train-bnn.py", ["--vae_list", "nowhere", "nowhere", "--prior", "vae", *SMALL], "nowhere"),
     ("train-bnn.py", ["--net_cfg", "vanilla"], "--net_cfg"),
     ("train-bnn.py", [*SMALL, "--num_examples", "5"], "--num_examples: found 5"),
+    ("train-net.py", ["--model", "cifarnet", "--model_size", "1e30"], "--model_size: found '1e30'"),
     ("train-bnn.py", [*SMALL, "--num_examples", "500"], "--num_examples: found 500"),
     ("train-bnn.py", [*SMALL, "--resume", "nowhere"], "--resume"),
     ("train-bnn.py", [*SMALL, "--n_classes", "4"], "--n_classes: found 4"),
