@@ -24,7 +24,7 @@ folder = Path(parser.parse_args().images)
 if not folder.is_dir():
     parser.error(f"images {folder}: found no such folder")
 
-SIDE, EPOCHS, KL_WEIGHT = 64, 20, 1e-6
+SIDE, STEPS, KL_WEIGHT = 64, 300, 1e-6  # with fewer steps the variances stay as they are
 torch.manual_seed(0)
 try:
     train, test = utils.load_data(str(folder), (3, SIDE, SIDE))  # without test/ a fifth of each class is the test part
@@ -38,9 +38,10 @@ variances = variance_parameters(net)
 means = [p for p in net.parameters() if all(p is not v for v in variances)]
 optimizer = torch.optim.Adam([{"params": means, "lr": 1e-3}, {"params": variances, "lr": 0.05}])
 
-for epoch in range(EPOCHS):
+batches = 1 + (n - 1) // 32
+for epoch in range(max(20, -(-STEPS // batches))):
     net.train()
-    for x, y in map(train.batch, torch.randperm(n).chunk(1 + (n - 1) // 32)):
+    for x, y in map(train.batch, torch.randperm(n).chunk(batches)):
         loss = n * torch.nn.functional.cross_entropy(net(x), y) + KL_WEIGHT * kl(net)
         optimizer.zero_grad()
         loss.backward()

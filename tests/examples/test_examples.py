@@ -18,11 +18,17 @@ def test_own_network(color_folder, tmp_path):
     color_folder.rename(tmp_path / "two" / "train")
     (tmp_path / "two" / "train" / "red" / "5.png").write_bytes(b"damaged")
     source = (ROOT / "examples" / "own_network.py").read_text()
-    changed = source.replace("SIDE, EPOCHS, KL_WEIGHT = 64, 20,", "SIDE, EPOCHS, KL_WEIGHT = 32, 3,")
+    changed = source.replace("SIDE, STEPS, KL_WEIGHT = 64, 300,", "SIDE, STEPS, KL_WEIGHT = 32, 3,").replace(
+        "max(20, ", "("
+    )
     changed = changed.replace("Path(__file__).resolve().parent.parent", f"Path({str(ROOT)!r})").replace(
         "samples=20", "samples=2"
     )
-    assert source.count("SIDE, EPOCHS") == 1 and changed.count("samples=2)") == 1
+    assert (
+        source.count("SIDE, STEPS") == 1
+        and changed.count("range((-(-STEPS // batches)))") == 1
+        and changed.count("samples=2)") == 1
+    )
     done = subprocess.run(
         [sys.executable, "-c", changed, str(tmp_path / "two")], cwd=tmp_path, capture_output=True, text=True
     )
