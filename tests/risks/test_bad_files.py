@@ -94,7 +94,8 @@ def test_a_vae_of_the_wrong_size_or_that_runs_code_is_refused(script, sandbox, c
     small, large = vae_folder(5), vae_folder(7)
     with pytest.raises(SystemExit):
         script("train-bnn.py").main([*SMALL, "--vae_list", small, large, "--prior", "vae"])
-    assert "expected 7x7 for conv 1" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "--vae_list entry 1 " in err and "is of 5x5 kernels, expected 7x7" in err
 
     class Evil:
         def __reduce__(self):
