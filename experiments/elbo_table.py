@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> list[list]:
     import torch
 
     import utils
-    from sweeps.vae_figures import load_vae_and_kernels, test_elbo
+    from sweeps.vae_figures import load_kernels_for, test_elbo
 
     with user_error("--vaes"):
         vaes = [utils.load_vae(path) for path in args.vaes]
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> list[list]:
     if len(sizes) > 1:
         raise UserError(f"--vaes: found VAEs of {' and '.join(map(str, sizes))}, expected one kernel size")
     with user_error("--data"):
-        pairs = [[load_vae_and_kernels(vae, Path(path, "test.npy")) for path in args.data] for vae in args.vaes]
+        sets = [[load_kernels_for(vae, Path(path, "test.npy")) for path in args.data] for vae in args.vaes]
     torch.manual_seed(args.seed)
-    elbos = [[test_elbo(*pair, args.samples) for pair in row] for row in pairs]
+    elbos = [[test_elbo(vae, kernels, args.samples) for kernels in own] for vae, own in zip(vaes, sets, strict=True)]
     texts = [[f"{mean:.2f} ({error:.2f})" for mean, error in row] for row in elbos]
     print("test ELBO in nats per kernel (standard error)")
     table = [[path, *row] for path, row in zip(args.vaes, texts, strict=True)]

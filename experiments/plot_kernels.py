@@ -20,14 +20,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     args = parser.parse_args(argv)
     # After the arguments, so that a mistake in them is answered at once.
-    from sweeps.vae_figures import kernel_figures, latent_figures, save_all
+    import utils
+    from sweeps.vae_figures import kernel_figures, latent_figures, load_kernels_for, save_all
 
     named = re.fullmatch(r"conv(\d+x\d+-\d+)", args.conv.absolute().name)
     name = named[1] if named else ""
     with user_error("--conv, --vae:"):
         figures = kernel_figures(args.conv, name)
         if args.vae:
-            figures |= latent_figures(args.conv, args.vae, name)
+            vae, kernels = utils.load_vae(args.vae), load_kernels_for(args.vae, args.conv / "test.npy")
+            with user_error(f"{args.vae}:"):
+                figures |= latent_figures(vae, kernels, name)
     print(*save_all(figures, args.out), sep="\n")
 
 

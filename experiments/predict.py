@@ -74,12 +74,11 @@ def read_inputs(data: str, runs: Sequence[dict[str, Any]]) -> tuple[list[str], "
         return [str(i) for i in range(len(test.labels))], *test
     folder = Path(data, "test") if Path(data, "test").is_dir() else Path(data)
     with user_error(f"DATA {folder}:"):
-        learnt = [Path(own["data"]) for own in runs if own["data"] not in DATA_SETS]
-        learnt = [Path(part, "train") if Path(part, "train").is_dir() else part for part in learnt]
-        inside = any(part.is_dir() and folder.resolve().is_relative_to(part.resolve()) for part in learnt)
-        if inside and not of_run:
-            raise ValueError("found images that the run learnt from, expected others")
         if not of_run:
+            learnt = [Path(own["data"]) for own in runs if own["data"] not in DATA_SETS]
+            learnt = [Path(part, "train") if Path(part, "train").is_dir() else part for part in learnt]
+            if any(part.is_dir() and folder.resolve().is_relative_to(part.resolve()) for part in learnt):
+                raise ValueError("found images that the run learnt from, expected others")
             files, images = read_any(folder, shape)
             numbers = {name: i for i, name in enumerate(classes)}
             labels = torch.tensor([numbers.get(path.parts[0], -1) if len(path.parts) > 1 else -1 for path in files])

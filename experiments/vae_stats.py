@@ -32,13 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     import utils
-    from sweeps.vae_figures import load_vae_and_kernels, save_all, vae_figures
+    from sweeps.vae_figures import load_kernels_for, save_all, vae_figures
 
-    file = args.data / "test.npy"
     with user_error("--vae"):
-        utils.load_vae(args.vae)
+        vae = utils.load_vae(args.vae)
+    file = args.data / "test.npy"
     with user_error("--data"):
-        vae, kernels = load_vae_and_kernels(args.vae, file)
+        kernels = load_kernels_for(args.vae, file)
     torch.manual_seed(args.seed)
     drawn = kernels[torch.randperm(len(kernels))[: args.kernels]]
     with user_error(f"--data {file}:"):

@@ -141,23 +141,17 @@ def write_figures(folder: Path, scale: Scale, convs: Mapping[str, Path], vaes: M
     """
     import torch
 
-    from sweeps.vae_figures import (
-        kernel_figures,
-        latent_figures,
-        load_vae_and_kernels,
-        save_all,
-        test_elbo,
-        vae_figures,
-    )
+    import utils
+    from sweeps.vae_figures import kernel_figures, latent_figures, load_kernels_for, save_all, test_elbo, vae_figures
 
     files, rows = [], []
     for name, conv in convs.items():
         files += save_all(kernel_figures(conv, name), folder)
     for name, path in vaes.items():
         conv = convs[scale.vaes[name].kernels]
-        vae, test_kernels = load_vae_and_kernels(path, conv / "test.npy")
+        vae, test_kernels = utils.load_vae(path), load_kernels_for(path, conv / "test.npy")
         if vae.z_dim == 2:
-            files += save_all(latent_figures(conv, path, name), folder)
+            files += save_all(latent_figures(vae, test_kernels, name), folder)
         torch.manual_seed(FIGURE_SEED)
         drawn = test_kernels[torch.randperm(len(test_kernels))[: scale.figure_kernels]]
         with user_error(f"{conv / 'test.npy'}:"):

@@ -18,7 +18,6 @@ import utils
 from models.priors import DeepWeightPrior, NormalPrior
 from models.vae import KernelVAE
 from runs.errors import UserError
-from runs.files import read_yaml
 from runs.types import POSITIVE
 from sweeps import plots
 
@@ -27,18 +26,18 @@ KL_COLUMNS = ("kernels", "posterior_variance", "kl_dwp", "kl_dwp_error", "kl_nor
 BATCH = 1024  # kernels
 
 
-def load_vae_and_kernels(vae_folder: str | Path, file: str | Path) -> tuple[KernelVAE, Tensor]:
-    """A VAE, and the kernels (n, 1, k, k) of an npy file as it learns kernels: scaled to its `--norm`, if it has one.
+def load_kernels_for(vae_folder: str | Path, file: str | Path) -> Tensor:
+    """The kernels (n, 1, k, k) of an npy file as the VAE in a folder learns kernels: scaled to its `--norm`, if any.
 
-    Raises UserError where one is missing or invalid, or their kernel sizes differ.
+    Raises UserError where a file is missing or invalid, or the kernel sizes differ.
     """
-    vae, params = utils.load_vae(vae_folder), Path(vae_folder) / "params.yaml"
-    norm = read_yaml(params).get("norm")
+    params = utils.load_params(vae_folder, "vae", "z_dim")
+    norm = params.get("norm")
     try:
         norm = norm and POSITIVE(str(norm))
     except ArgumentTypeError as error:
-        raise UserError(f"{params}: norm: {error}") from None
-    return vae, utils.load_kernels(file, vae.kernel_dim, norm)
+        raise UserError(f"{Path(vae_folder) / 'params.yaml'}: norm: {error}") from None
+    return utils.load_kernels(file, params["kernel_dim"], norm)
 
 
 @torch.no_grad()
@@ -105,14 +104,13 @@ def kernel_figures(conv_folder: str | Path, name: str = "") -> dict[str, Figure]
     return {f"kernels{name or f'{k}x{k}'}.png": plots.plot_grid(kernels, 8, 20)}
 
 
-def latent_figures(conv_folder: str | Path, vae_folder: str | Path, name: str = "") -> dict[str, Figure]:
-    """The latent space of a VAE with the kernels in `test.npy`, as a figure by its file name, as of `kernel_figures`.
+def latent_figures(vae: KernelVAE, kernels: Tensor, name: str = "") -> dict[str, Figure]:
+    """The latent space of a VAE with kernels (n, 1, k, k), as a figure by its file name, as of `kernel_figures`.
 
-    Raises UserError for a VAE of another kernel size or with another z_dim than 2.
+    Raises ValueError for another z_dim than 2.
     """
-    vae, kernels = load_vae_and_kernels(vae_folder, Path(conv_folder, "test.npy"))
     if vae.z_dim != 2:
-        raise UserError(f"{vae_folder}: found z_dim {vae.z_dim}, expected 2")
+        raise ValueError(f"found z_dim {vae.z_dim}, expected 2")
     k = vae.kernel_dim
     return {f"latent{name or f'{k}x{k}'}.png": plots.plot_latent_space(vae, kernels)}
 
