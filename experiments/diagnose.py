@@ -16,11 +16,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.training import check_inputs
 from runs.errors import UserError, one_line_errors, user_error
 from runs.files import atomic_write
 from runs.options import Parser
 from runs.types import SEED, WHOLE, path_type
+from sweeps.inputs import check_inputs
 from sweeps.trials import find_script, load_script
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.methods import CIFARNET
-from experiments.training import train_lines
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
 from runs.files import atomic_write, read_yaml
 from runs.options import Parser
 from runs.types import data_type, path_type
-from sweeps.cluster import Resources, parse_resources
+from sweeps.cluster import Resources, parse_resources, run_lines
 from sweeps.grid import split_command
 from sweeps.tables import summary
 
@@ -63,7 +62,7 @@ class Experiment(NamedTuple):
         """
         for option, value in self.data.items():
             lines = [line.replace(f"{{{option}}}", shlex.quote(value)) for line in lines]
-        return train_lines(f"{self.name}-{self.scale}-{part}", script, lines, self.resources, self.command)
+        return run_lines(f"{self.name}-{self.scale}-{part}", script, lines, self.resources, self.command)
 
 
 def parse(

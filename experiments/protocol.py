@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from experiments.methods import METHODS, SOURCES, Method
 from experiments.paper import Experiment
-from experiments.training import train_lines
 from runs.errors import UserError, user_error
 from runs.files import read_yaml, write_yaml
 from runs.log import read_rows, write_csv
-from sweeps.cluster import Resources
+from sweeps.cluster import Resources, run_lines
 from sweeps.tables import mean_scores
 
 Score = dict[str, float]
@@ -42,8 +41,8 @@ class Sweeps:
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
-        """The run directories of trials of a script, given by their arguments. As `train_lines`."""
-        return train_lines(f"{self.name}-{name}", script, lines, self.resources, self.command, accepted)
+        """The run directories of trials of a script, given by their arguments. As `run_lines`."""
+        return run_lines(f"{self.name}-{name}", script, lines, self.resources, self.command, accepted)
 
     def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:
         """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""

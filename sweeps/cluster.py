@@ -25,7 +25,8 @@ from runs.options import Parser
 from runs.signals import stop_signals
 from runs.types import POSITIVE, number_type
 from sweeps.grid import write_sweep
-from sweeps.trials import THREADS, Trial, run_trial
+from sweeps.inputs import check_trials
+from sweeps.trials import THREADS, Trial, line_trials, run_trial
 
 MAX_LOST = 20  # a trial whose worker died this often has failed, because the trial may be the cause
 WAIT_SECONDS = 0.2  # between two checks of the tasks and signals
@@ -285,10 +286,12 @@ def run_sweep(
     """Run the trials of a sweep that are not finished, and return the run directories of all, in order.
 
     `name` is that of the sweep's folder in $DWP_PATH/sweeps. A trial of a script that makes no run directory, or one
-    that failed, has None. Failed trials are named on stderr. Raises UserError where Ray cannot be used, Stopped after a
-    stop signal, with the `command` that continues the sweep, and SystemExit with code 1 where a trial failed, unless
-    `accepted` is given and is a part of its error.
+    that failed, has None. Failed trials are named on stderr. Raises UserError where Ray cannot be used, or what trials
+    learn from is missing or has changed since they began, Stopped after a stop signal, with the `command` that
+    continues the sweep, and SystemExit with code 1 where a trial failed, unless `accepted` is given and is a part of
+    its error.
     """
+    check_trials(trials)
     errors: dict[str, str] = {}
     with stop_signals() as received:
         try:
@@ -308,3 +311,11 @@ def run_sweep(
         sys.exit(1)
     roots = [trial.record()["root"] if trial.key not in errors else "" for trial in trials]
     return [Path(root) if root else None for root in roots]
+
+
+def run_lines(
+    name: str, script: str, lines: Sequence[str], resources: Resources, command: str, accepted: str = ""
+) -> list[Path | None]:
+    """The run directories of trials of a script, given by its name, from their arguments as lines of a shell. As
+    `run_sweep`."""
+    return run_sweep(name, line_trials(script, lines), resources, command, accepted)

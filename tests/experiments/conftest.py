@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from experiments import paper, training
+from experiments import paper
 from runs.log import read_rows
+from sweeps import cluster
 from sweeps import trials as sweep_trials
 
 REPORT = "# Results\n\n<!-- {0} -->\nold\n<!-- end of {0} -->\n\nA sentence.\n"
@@ -30,7 +31,7 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
         return re.sub(r"--bs \d+", "--bs 10", text)
 
     monkeypatch.setattr(sweep_trials, "make_trial", make_small)
-    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    monkeypatch.setattr(cluster, "run_sweep", run_sweep)
     monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
     (sandbox / "kernels").mkdir()
     for k in (5, 7):

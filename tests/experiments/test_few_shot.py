@@ -7,10 +7,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from experiments import few_shot, protocol, training
+from experiments import few_shot, protocol
 from experiments.methods import METHODS, PREDICTIONS, SOURCES, Method, with_kernels
 from runs.directory import ROOT
 from runs.log import read_rows
+from sweeps import cluster
 from sweeps import trials as sweep_trials
 from tests.conftest import network_argv
 
@@ -43,7 +44,7 @@ def trials(small_inputs, script, monkeypatch):
             "train-net.py", f"{argv('vanilla')} --rfe 1", ["--lr 1e-9", "--lr 0.1", "--lr 1"], "network", epochs=2
         ),
     }
-    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    monkeypatch.setattr(cluster, "run_sweep", run_sweep)
     monkeypatch.setattr(few_shot, "METHODS", methods)
     make = sweep_trials.make_trial
 
@@ -183,7 +184,7 @@ def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
         found.extend(trial.label for trial in trials)
         raise InterruptedError
 
-    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    monkeypatch.setattr(cluster, "run_sweep", run_sweep)
     monkeypatch.setattr(protocol.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
     folders = [str(tmp_path / "a b"), f"{ROOT}/data/fconv-c"]  # one starts with the path of data/fconv
     argv = ["--num_examples", "50", "--methods", "frozen", "narrow", "frozen-xavier", "--against"]

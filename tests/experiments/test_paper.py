@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import active, classification, convergence, feature_extraction, paper, protocol, training, uncertainty
+from experiments import active, classification, convergence, feature_extraction, paper, protocol, uncertainty
 from experiments.methods import METHODS, Method
 from runs.errors import UserError
 from runs.files import read_yaml
-from sweeps import plots
+from sweeps import cluster, plots
 from tests.conftest import network_argv
 from tests.experiments.conftest import REPORT, mean_and_spread
 
@@ -149,7 +149,7 @@ def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypa
     files = {"cifar10": colour_file(sandbox / "10.npz", 10), "cifar100": colour_file(sandbox / "100.npz", 100)}
     files[option] = colour_file(sandbox / "other.npz", classes, parts)
     monkeypatch.setattr(classification, "require_files", lambda files: None)
-    monkeypatch.setattr(training, "run_sweep", None)
+    monkeypatch.setattr(cluster, "run_sweep", None)
     with pytest.raises(SystemExit) as stop:
         names = [word for name, file in files.items() for word in (f"--{name}", str(file))]
         classification.main(["--scale", "laptop", "--parts", "ours", "ours-cifar10", *names])
@@ -167,7 +167,7 @@ def test_the_part_published_with_other_vaes(sandbox, vae_folder, monkeypatch, ca
     def run_sweep(name, trials, resources, command, accepted=""):
         raise InterruptedError(trials[0].argv)
 
-    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    monkeypatch.setattr(cluster, "run_sweep", run_sweep)
     folders = [sandbox / "my vaes" / f"vae{k}x{k}" for k in (7, 5)]
     folders[0].parent.mkdir()
     command = ["--scale", "laptop", "--vaes", str(sandbox / "my vaes"), "--parts"]
@@ -198,7 +198,7 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         assert len({trial.key for trial in trials}) == len(trials) > 0
         raise InterruptedError
 
-    monkeypatch.setattr(training, "run_sweep", run_sweep)
+    monkeypatch.setattr(cluster, "run_sweep", run_sweep)
     for file in (f"{kind}{name}/train.npy" for name in paper.CIFARNET for kind in ("vae", "conv")):
         (sandbox / "cifar" / file).parent.mkdir(parents=True)
         (sandbox / "cifar" / file).touch()
@@ -234,7 +234,7 @@ def test_all_parts_but_those_of_cifar(module, sandbox):
 def test_a_missing_vae_is_named_before_the_first_run(module, part, sandbox, monkeypatch, capsys):
     for own in (paper, classification):
         monkeypatch.setattr(own, "CIFAR", sandbox / "cifar")
-    monkeypatch.setattr(training, "run_sweep", None)
+    monkeypatch.setattr(cluster, "run_sweep", None)
     with pytest.raises(SystemExit) as stop:
         module.main(["--scale", "laptop", "--parts", part])
     assert stop.value.code == 2 and f"--parts: found no {sandbox / 'cifar' / 'vae7x7'}" in capsys.readouterr().err

@@ -9,9 +9,9 @@ import tarfile
 
 import pytest
 
-from experiments import classification, convergence, feature_extraction, paper, training
+from experiments import classification, convergence, feature_extraction, paper
 from runs.directory import ROOT
-from sweeps import cluster
+from sweeps import cluster, inputs
 
 RESULTS = ROOT / "experiments" / "results"
 TEXT = (ROOT / "RESULTS.md").read_text()
@@ -46,7 +46,7 @@ def test_a_report_from_the_stored_records(module, records, tmp_path, monkeypatch
     monkeypatch.setenv("DWP_PATH", str(logs))
     tasks = {"cifar100": str(logs / TASKS)}
     monkeypatch.setattr(classification, "with_tasks", lambda own: own._replace(data=own.data | tasks))  # without images
-    monkeypatch.setattr(training, "check_inputs", functools.partial(training.check_inputs, images=False))
+    monkeypatch.setattr(inputs, "check_inputs", functools.partial(inputs.check_inputs, images=False))
     monkeypatch.setattr(cluster, "connected", None)  # no trial is run
     monkeypatch.chdir(tmp_path)
     for file in RESULTS.glob("*/settings.yaml"):

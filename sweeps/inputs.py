@@ -1,13 +1,12 @@
-"""Training of runs given by lines of arguments, with a check that earlier ones learnt from the files of today."""
+"""What trials learn from: whether it is there before the first of them runs, and the same as for earlier ones."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from runs.errors import UserError
+from runs.errors import UserError, user_error
 from runs.files import read_yaml
-from sweeps.cluster import Resources, run_sweep
-from sweeps.trials import find_script, line_trials, load_script
+from sweeps.trials import Trial, load_script
 
 # The options that name images, and those that name VAEs, flows and kernels or say which of them are used.
 IMAGES = ("data", "num_examples", "data_split_seed", "test_fraction", "model")
@@ -15,18 +14,6 @@ KERNELS = (
     *("vae_list", "flow_list", "filters_list", "train", "data_dir", "kernel_dim", "norm"),
     *("model", "net_cfg", "init_list", "prior", "prior_list", "dwp_reg"),
 )
-
-
-def train_lines(
-    name: str, script: str, lines: Sequence[str], resources: Resources, command: str, accepted: str = ""
-) -> list[Path | None]:
-    """The run directories of trials of a script, given by their arguments. As `run_sweep`.
-
-    Raises UserError before any training where an earlier run had other images, VAEs, flows or kernels.
-    """
-    trials, parse = line_trials(script, lines), load_script(find_script(script))["parse"]
-    check_inputs([(Path(root), parse(trial.argv)) for trial in trials if (root := trial.record()["root"])])
-    return run_sweep(name, trials, resources, command, accepted)
 
 
 def image_fingerprints(args: Namespace) -> dict[str, str]:
@@ -56,7 +43,8 @@ def kernel_fingerprints(args: Namespace) -> dict[str, str]:
     from runs.checkpoint import fingerprint
 
     if not hasattr(args, "init_list"):  # of train-vae.py
-        kernels = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim, args.norm)
+        with user_error("--train"):
+            kernels = utils.load_kernels(args.train or Path(args.data_dir, "train.npy"), args.kernel_dim, args.norm)
         return {"train": fingerprint([kernels])}
     sizes = () if hasattr(args, "model") else KERNEL_SIZES
     sources = utils.load_sources(args, torch.device("cpu"), sizes)
@@ -64,11 +52,9 @@ def kernel_fingerprints(args: Namespace) -> dict[str, str]:
     return {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCES}
 
 
-def check_inputs(runs: Sequence[tuple[Path, Namespace]], images: bool = True) -> None:
-    """Check that runs had the VAEs, flows and kernels, and with `images` also the images, that the paths in their
-    arguments have now. Raises UserError.
-
-    A trial is identified by its paths and not by what the files contain, so an earlier one may have had other files.
+def check_inputs(runs: Sequence[tuple[Path | None, Namespace]], images: bool = True) -> None:
+    """Load the VAEs, flows and kernels, and with `images` also the images, that the arguments of runs name, and check
+    that they are those that a run with a directory had. Raises UserError.
     """
     from runs.checkpoint import fingerprint, stored_inputs
 
@@ -77,12 +63,25 @@ def check_inputs(runs: Sequence[tuple[Path, Namespace]], images: bool = True) ->
         kinds.append((IMAGES, image_fingerprints))
     current: dict[str, dict[str, str]] = {}  # fingerprints, by the options that they depend on
     for root, args in runs:
-        stored = stored_inputs(read_yaml(root / "params.yaml"))
+        stored = stored_inputs(read_yaml(root / "params.yaml")) if root else {}
         for options, find in kinds:
             key = repr([(option, getattr(args, option, None)) for option in options])
             if key not in current:
                 current[key] = find(args)
             for option, expected in current[key].items():
-                if stored.get(option, fingerprint([])) != expected:
+                if root and stored.get(option, fingerprint([])) != expected:
                     expectation = "expected the same; new runs need another DWP_PATH"
                     raise UserError(f"{root}: its --{option} has changed since this run, {expectation}")
+
+
+def check_trials(trials: Sequence[Trial]) -> None:
+    """Check what trials of the project's scripts learn from, before one of them runs. Raises UserError.
+
+    A trial is identified by its paths and not by what the files contain, so one that has begun may have had others. Of
+    those that have not, the first is checked: what is missing for it is most often missing for all, and each of them
+    would take seconds to say so.
+    """
+    own = [(trial.record()["root"], trial) for trial in trials if trial.in_project]
+    others = [(root, trial) for root, trial in own if not root]
+    checked = [(root, trial) for root, trial in own if root] + others[:1]
+    check_inputs([(Path(root) if root else None, load_script(t.script)["parse"](t.argv)) for root, t in checked])
