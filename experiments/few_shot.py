@@ -146,6 +146,9 @@ def main(argv: list[str] | None = None) -> None:
                 name = f"{named} of {Path(folder).name}"
                 if name in methods:
                     raise UserError(f"--against: found {name} twice, expected folders of different names")
+                for word in shlex.split(other.shared):  # before other methods are trained for hours
+                    if word.startswith(f"{folder}/") and not Path(word).exists():
+                        raise UserError(f"--against {folder}: found no {word}, expected it for {named}")
                 methods[name] = other
     import tabulate
 

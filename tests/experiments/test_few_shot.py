@@ -188,6 +188,12 @@ def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(protocol.Sweeps, "train_sources", lambda *more: {"narrow": "x"})
     folders = [str(tmp_path / "a b"), f"{ROOT}/data/fconv-c"]  # one starts with the path of data/fconv
     argv = ["--num_examples", "50", "--methods", "frozen", "narrow", "frozen-xavier", "--against"]
+    (tmp_path / "a b" / "vae7x7").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        few_shot.main([*argv, *folders])
+    expected = f"--against {folders[0]}: found no {folders[0]}/vae5x5, expected it for frozen"
+    assert expected in capsys.readouterr().err and not found
+    monkeypatch.setattr(few_shot.Path, "exists", lambda path: True)
     with pytest.raises(InterruptedError):
         few_shot.main([*argv, *folders])
     tasks = 9 * 6
