@@ -24,17 +24,20 @@ from runs.files import atomic_write
 from runs.options import Parser
 from sweeps.tables import group_runs, groups_table, print_warnings, read_runs, runs_table
 
+PRINTED = r"last_(.*test_(?!loss)|draws/(acc|nll|ece)$)"
+
 
 def collect(paths: Sequence[Path], by: Sequence[str], out: Path, html: bool) -> list[Path]:
     """Write the tables of all runs at these paths, and with `html` the page, into `out`, and return the files.
 
-    The values of the arguments `by` make a group. The last test metrics are printed. Raises UserError.
+    The values of the arguments `by` make a group. The last test metrics are printed, those by draws of the weights
+    among them. Raises UserError.
     """
     records = read_runs(paths)
     groups = group_runs(records, by)
     tables = {"runs": runs_table(records), "groups": groups_table(groups, by)}
     print_warnings(records, groups)
-    shown = tables["groups"][tables["groups"]["metric"].str.match("last_.*test_(?!loss)")]
+    shown = tables["groups"][tables["groups"]["metric"].str.match(PRINTED)]
     rows = shown.astype(object).where(shown.notna(), "")
     print(tabulate.tabulate(rows, shown.columns, showindex=False, floatfmt=".4g"))
     files = {}

@@ -22,6 +22,19 @@ def test_a_sweep(write_run, sandbox, capsys):
     assert "1 of 3 trials have no run yet" in capsys.readouterr().err
 
 
+def test_the_printed_metrics(write_run, capsys, sandbox):
+    """Of a Bayesian network also those of its predictive distribution, by which methods are compared."""
+    scores = {"ens[1]_test_acc": 0.7, "test_loss": 3, "test_nll": 0.9, "draws/acc": 0.8, "draws/brier": 0.3, "KL": 5}
+    write_run("train-bnn.py", 1, [{"t": 1, **scores}])
+    collect.main([str(sandbox / "logs")])
+    printed = [line.split()[1:4] for line in capsys.readouterr().out.splitlines() if "last_" in line]
+    assert sorted(printed) == [
+        ["last_draws/acc", "1", "0.8"],
+        ["last_ens[1]_test_acc", "1", "0.7"],
+        ["last_test_nll", "1", "0.9"],
+    ]
+
+
 def test_without_the_packages(write_run, without_package, refusal):
     write_run("train-net.py", 1, [{"t": 1, "test_acc": 0.5}])
     without_package("pyarrow")
