@@ -29,7 +29,11 @@ class Predictions(NamedTuple):
         return cls(ensemble_log_probs(log_p), entropy(log_p).mean(0))
 
     def uncertainty(self) -> dict[str, "Tensor"]:
-        """As `models.metrics.uncertainty`: entropy of the predictions, and its two parts, (n,) each in nats."""
+        """Entropy of the predictions and its two parts, (n,) each in nats.
+
+        "aleatoric": the mean entropy of a draw's distribution, of noise in the data. "mutual_information": the rest,
+        between label and weights, which more data would reduce (Houlsby et al. 2011).
+        """
         from models.metrics import entropy
 
         total = entropy(self.log_p)

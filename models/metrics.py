@@ -37,13 +37,3 @@ def scores(log_p: Tensor, labels: Tensor) -> dict[str, float]:
 def entropy(log_p: Tensor) -> Tensor:
     """Entropy (...,) in nats of log probabilities (..., n_classes)."""
     return -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
-
-
-def uncertainty(log_p: Tensor) -> dict[str, Tensor]:
-    """Uncertainties (n,) in nats of predictions that average log probabilities (samples, n, n_classes) over samples.
-
-    "entropy": of the mean distribution. "aleatoric": the mean entropy of a sample's distribution, of noise in the data.
-    "mutual_information": the difference, between label and weights, which more data would reduce (Houlsby et al. 2011).
-    """
-    total, aleatoric = entropy(ensemble_log_probs(log_p)), entropy(log_p).mean(0)
-    return {"entropy": total, "aleatoric": aleatoric, "mutual_information": (total - aleatoric).clamp(min=0)}

@@ -11,9 +11,10 @@ from scipy import stats
 
 import utils
 from experiments import predict
+from experiments.predictions import Predictions
 from experiments.subsets import write_npz
 from models.bayes import set_mode
-from models.metrics import ensemble_log_probs, scores, uncertainty
+from models.metrics import ensemble_log_probs, scores
 from tests.conftest import COLORS, network_argv
 
 
@@ -255,7 +256,9 @@ def test_uncertainty_of_known_distributions():
     """Samples that agree on a coin have noise alone; samples that are sure of different sides have none."""
     coin, sides = torch.full((4, 1, 2), 0.5).log(), torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).log()
     for log_p, expected in ((coin, (np.log(2), np.log(2), 0)), (sides, (np.log(2), 0, np.log(2)))):
-        assert [value.item() for value in uncertainty(log_p).values()] == pytest.approx(expected, abs=1e-6)
+        assert [value.item() for value in Predictions.of_draws(log_p).uncertainty().values()] == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize(
