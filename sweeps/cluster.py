@@ -74,22 +74,26 @@ def parse_resources(words: Sequence[str]) -> Resources:
     return checked_resources(args)
 
 
+def check_ray(address: str) -> None:
+    """Raises UserError where Ray is not installed, or nothing listens at `address`, a cluster's or "" for none."""
+    require_packages("sweeps", "ray")
+    if address:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--address: {address} cannot be reached: {error}, expected a Ray cluster") from None
+
+
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[ModuleType]:
     """The `ray` module, connected to the cluster at `address`, or to a Ray that lives as long as the context.
 
-    Raises UserError where Ray is not installed or the cluster cannot be reached.
+    Raises UserError where Ray does not answer; `check_ray` comes first.
     """
-    require_packages("sweeps", "ray")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with contextlib.ExitStack() as stack:
-        if address:
-            host, _, port = address.rpartition(":")
-            try:
-                socket.create_connection((host, int(port)), timeout=5).close()
-            except (OSError, OverflowError) as error:
-                raise UserError(f"--address: {address} cannot be reached: {error}, expected a Ray cluster") from None
-        else:
+        if not address:
             # Ray reads these when it is imported: its ports are bound to 127.0.0.1 alone and require a token.
             os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -267,6 +271,9 @@ def run_unfinished(
         if record["state"] == "failed" and accepted and accepted in record["error"]
     }
     unfinished = [trial for trial, record in records if record["state"] != "finished" and trial.key not in errors]
+    if unfinished:
+        check_ray(resources.address)
+    check_trials(trials)
     if not unfinished:
         write_sweep(name, trials)
         return errors
@@ -291,7 +298,6 @@ def run_sweep(
     continues the sweep, and SystemExit with code 1 where a trial failed, unless `accepted` is given and is a part of
     its error.
     """
-    check_trials(trials)
     errors: dict[str, str] = {}
     with stop_signals() as received:
         try:
