@@ -273,7 +273,7 @@ def run_unfinished(
     unfinished = [trial for trial, record in records if record["state"] != "finished" and trial.key not in errors]
     if unfinished:
         check_ray(resources.address)
-    check_trials(trials)
+    check_trials(records)
     if not unfinished:
         write_sweep(name, trials)
         return errors

@@ -1,8 +1,9 @@
 """What trials learn from: whether it is there before the first of them runs, and the same as for earlier ones."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from runs.errors import UserError, user_error
 from runs.files import read_yaml
@@ -74,14 +75,14 @@ def check_inputs(runs: Sequence[tuple[Path | None, Namespace]], images: bool = T
                     raise UserError(f"{root}: its --{option} has changed since this run, {expectation}")
 
 
-def check_trials(trials: Sequence[Trial]) -> None:
-    """Check what trials of the project's scripts learn from, before one of them runs. Raises UserError.
+def check_trials(records: Sequence[tuple[Trial, Mapping[str, Any]]]) -> None:
+    """Check what trials of the project's scripts, given with their records, learn from, before one of them runs.
 
     A trial is identified by its paths and not by what the files contain, so one that has begun may have had others. Of
     those that have not, the first is checked: what is missing for it is most often missing for all, and each of them
-    would take seconds to say so.
+    would take seconds to say so. Raises UserError.
     """
-    own = [(trial.record()["root"], trial) for trial in trials if trial.in_project]
-    others = [(root, trial) for root, trial in own if not root]
-    checked = [(root, trial) for root, trial in own if root] + others[:1]
-    check_inputs([(Path(root) if root else None, load_script(t.script)["parse"](t.argv)) for root, t in checked])
+    own = [(trial, record["root"]) for trial, record in records if trial.in_project]
+    begun = [(trial, Path(root)) for trial, root in own if root]
+    first = [(trial, None) for trial, root in own if not root][:1]
+    check_inputs([(root, load_script(trial.script)["parse"](trial.argv)) for trial, root in begun + first])

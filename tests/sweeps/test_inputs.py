@@ -69,7 +69,7 @@ def test_one_of_the_trials_that_have_not_begun(small_run, monkeypatch):
     root.mkdir(parents=True)
     (root / "params.yaml").touch()
     found[2].write_record({"state": "interrupted", "root": str(root), "attempts": 1, "error": ""})
-    inputs.check_trials(found)
+    inputs.check_trials([(trial, trial.record()) for trial in found])
     assert loaded == [2, 0]
 
 
