@@ -6,16 +6,17 @@
 Two blocks: *as we would run it*, the methods of `experiments.few_shot` with images that are augmented in each step, and
 with the settings that it chooses on tasks of 50 letters, for all numbers of images; and *as published*: 10,000 epochs,
 no temperature, no prior of the classifier, no augmentation, the published rates, and an ensemble of 10 samples of the
-network. The second block has the four methods of the paper's figure. There is no published setting of `gauss`, `no` or
-`frozen`. `deterministic` is a network without a prior and without l2; its published values stand beside `l2` as well.
+network. The second block has the four methods of the paper's figure, at scale laptop for 50 images; the part
+`published-dwp` has the deep weight prior alone, for more. There is no published setting of `gauss`, `no` or `frozen`.
+`deterministic` is a network without a prior and without l2; its published values stand beside `l2` as well.
 
 An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a cifarnetnew CIFAR-10. There the
 settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
 learnt too. All methods start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same
-images. In the part `published` these are VAEs of data/fconv/scaled, of scaled kernels, which do not collapse under the
-whole KL (RESULTS.md). There `--vaes` names others, such as the paper's own: vae7x7 and vae5x5 in a folder, each with
-`params.yaml` and `vae_params.torch`. As published the KL is of all kernels at scale paper, and of 512 drawn ones at
-scale laptop.
+images. In the parts `published` and `published-dwp` these are VAEs of data/fconv/scaled, of scaled kernels, which do
+not collapse under the whole KL (RESULTS.md). There `--vaes` names others, such as the paper's own: vae7x7 and vae5x5 in
+a folder, each with `params.yaml` and `vae_params.torch`. As published the KL is of all kernels at scale paper, and of
+512 drawn ones at scale laptop.
 
 A report has the parts of one command. The tables and the figure, `classification.png` and `.pdf`, have means and
 standard errors over splits, whose seeds are averaged first, and the tables paired differences from the first method;
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 TITLES = {
     "ours": "As we would run it",
     "published": "As published",
+    "published-dwp": "As published, the deep weight prior",
     "ours-cifar10": "As we would run it, CIFAR-10",
     "published-cifar10": "As published, CIFAR-10",
 }
@@ -99,11 +101,18 @@ class Ours(NamedTuple):
 
 
 class Theirs(NamedTuple):
-    """Methods as published, with the seed 42: splits by the number of images, and more options of Bayesian networks."""
+    """Methods as published, with the seed 42.
+
+    splits : by the number of images.
+    options : more options of Bayesian networks.
+    target : what the networks learn.
+    methods : names in `as_published`.
+    """
 
     splits: Mapping[int, Sequence[int]]
     options: str = ""
     target: Target = MNIST
+    methods: Sequence[str] = ("dwp", "loguniform", "sn", "deterministic")
 
 
 GREY, COLOUR = ([f"{name}-{kind}" for name in CLASSIFICATION] for kind in ("aug", "colour"))
@@ -115,6 +124,7 @@ SCALES = {
     "laptop": {
         "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), GREY),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
+        "published-dwp": Theirs({50: range(5), 100: range(3), 200: range(3)}, "--kl_kernels 512", methods=("dwp",)),
         "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, target=CIFAR10),
     },
     "paper": {
@@ -194,13 +204,14 @@ def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Result
 def run_theirs(experiment: Experiment, part: Theirs, part_name: str) -> tuple[Results, list[Path]]:
     """The results of the methods of a part of this name as published, and the run directories."""
     methods = as_published(part.target)
-    results: Results = {method: {} for method in methods}
-    roots = []
-    for method, (script, shared, columns) in methods.items():
+    results: Results = {method: {} for method in part.methods}
+    roots, sweeps = [], part_name.removesuffix("-dwp")  # the sweeps of both parts are the same
+    for method in part.methods:
+        script, shared, columns = methods[method]
         task = f"{shared} --data {part.target.data} {part.options if script == 'train-bnn.py' else ''}"
         for n, splits in part.splits.items():
             lines = [f"{task} --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
-            found = experiment.run(f"{part_name}-{method}-{n}", script, lines)
+            found = experiment.run(f"{sweeps}-{method}-{n}", script, lines)
             last = [read_rows(root / f"{script}-logs.csv")[-1] for root in found]
             results[method][n] = [{score: row[column] for score, column in columns.items()} for row in last]
             roots += found
@@ -259,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
     if any(part.target is CIFAR10 for part in chosen.values()):
         experiment = with_tasks(experiment)
-    if "published" in chosen:
+    if any(isinstance(part, Theirs) and part.target is MNIST for part in chosen.values()):
         check_vaes(experiment.data["vaes"])
     tables, panels, roots = {}, {}, []
     for name, part in chosen.items():

@@ -30,7 +30,7 @@ IMAGES = "the name of the data set, or an npz file with MedMNIST's layout"
 READ = {
     "cifar10": (data_type, "NAME", "cifar", f"CIFAR-10: {IMAGES}"),
     "cifar100": (data_type, "NAME", "cifar100", f"CIFAR-100: {IMAGES}"),
-    "vaes": (path_type, "DIR", str(FCONV / "scaled"), "folder with the VAEs of the part published: vae7x7 and vae5x5"),
+    "vaes": (path_type, "DIR", str(FCONV / "scaled"), "folder with vae7x7 and vae5x5, for the parts published*"),
     "settings": (path_type, "FILE.yaml", "", "a settings.yaml of an earlier command: what it has is not chosen again"),
 }
 
@@ -161,6 +161,7 @@ def difference_text(first: Sequence[float], own: Sequence[float], digits: int) -
 
 def environment_text(roots: Sequence[Path]) -> str:
     """When and on what the runs were made, from their params.yaml."""
+    roots = dict.fromkeys(roots)  # parts can share runs
     params = [read_yaml(root / "params.yaml") for root in roots]
     found = [{"processor": "an unknown processor", "commit": None} | p["environment"] for p in params]
     machines = sorted({f"{own['processor']} with torch {own['torch']}" for own in found})

@@ -76,7 +76,11 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     published = {"sn": ("train-bnn.py", bnn, classification.ENSEMBLE)}
     monkeypatch.setattr(classification, "as_published", lambda target: published)
     ours = classification.Ours({10: (0, 1)}, (1, 2), ("l2", "frozen"), (7,), 10)
-    parts = {"ours": ours, "published": classification.Theirs({10: (0, 1)})}
+    parts = {
+        "ours": ours,
+        "published": classification.Theirs({10: (0, 1)}, methods=("sn",)),
+        "published-dwp": classification.Theirs({10: (0, 1, 2)}, methods=("sn",)),
+    }
     rows, logs = run_experiment(classification, lambda small: parts)
     assert rows[0][2] == "test accuracy: mean ± standard error (n)"
     assert [row[:2] for row in rows] == [
@@ -85,10 +89,12 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
         ["frozen", "10"],
         ["method", "images"],
         ["sn", "10"],
+        ["method", "images"],
+        ["sn", "10"],
     ]
-    bnns, nets = logs[:2], logs[2:]
+    bnns, nets = logs[:3], logs[3:]  # both parts share two
     tuning, rest = nets[:3], nets[3:]
-    assert [len(bnns), len(tuning), len(rest)] == [2, 3, 8]
+    assert [len(tuning), len(rest)] == [3, 8]
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
         assert mean_and_spread(row[3]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
@@ -98,8 +104,10 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     assert difference == pytest.approx(paired.mean(), abs=6e-5)
     assert half == pytest.approx(stats.t.ppf(0.975, 1) * paired.std(ddof=1) / 2**0.5, abs=6e-5)
     assert rows[1][5] == rows[4][5] == ""
-    own = np.array([log[-1]["ens[10]_test_acc"] for log in bnns])
-    assert mean_and_spread(rows[4][2]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
+    for row, part in ((rows[4], bnns[:2]), (rows[6], bnns)):
+        own = np.array([log[-1]["ens[10]_test_acc"] for log in part])
+        expected = [own.mean(), own.std(ddof=1) / len(own) ** 0.5]
+        assert mean_and_spread(row[2], len(own)) == pytest.approx(expected, abs=6e-4)
 
 
 def colour_file(path, classes, parts=("train", "test")):
