@@ -15,7 +15,8 @@
    `by_split.csv` those of each split, means over the seeds, so that the results of two commands can be paired.
 
 What the comparison leaves open: the kernels, VAEs, flows and source networks are one set, so the intervals do not
-include how these vary, and an interval is for one difference alone. The kernels come from networks trained on all ten
+include how these vary, and an interval is for one difference alone. All splits have the same seeds, and the intervals
+hold for these: `experiments.seeds` has those for new seeds. The kernels come from networks trained on all ten
 letters, so a method that uses them chooses its settings on letters that its kernels have seen. The fine-tuned networks
 start from one trained on the letters F-J and choose on A-E; for MNIST they start from one of A-J. The same tasks of
 letters, with frozen kernels, chose the VAEs in data/fconv.

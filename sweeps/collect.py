@@ -5,8 +5,9 @@
 PATH is a DWP_PATH, the folder of a sweep, or a run directory. Two tables of all PATHs are written, as CSV and Parquet:
 
 - `runs`, a row per run: script, run, state, arguments, and of each column of the run's log `last_<column>` and
-  `best_<column>`: the largest accuracy, ELBO or log-likelihood, and the smallest NLL or loss. The other columns have
-  no best value. That of a test column was chosen on the test set: it must not be used to select runs or epochs.
+  `best_<column>`: the largest accuracy, ELBO or log-likelihood, and the smallest NLL, loss, ECE or Brier score. The
+  other columns have no best value. That of a test column was chosen on the test set: it must not be used to select
+  runs or epochs.
 - `groups`, a row per group and metric: n, mean, std (divisor n - 1), and the 95% interval of the mean by Student's t
   over runs. A group has the finished runs with the same script and the same values of the arguments in `--by`.
 
