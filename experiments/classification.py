@@ -176,7 +176,7 @@ def with_tasks(experiment: Experiment) -> Experiment:
 
 
 def check_vaes(folder: str) -> None:
-    """Check the VAEs of the part published, before the first run. Raises UserError."""
+    """Check the VAEs of the parts as published, before the first run. Raises UserError."""
     import utils
 
     for name in ("vae7x7", "vae5x5"):

@@ -30,7 +30,7 @@ IMAGES = "the name of the data set, or an npz file with MedMNIST's layout"
 READ = {
     "cifar10": (data_type, "NAME", "cifar", f"CIFAR-10: {IMAGES}"),
     "cifar100": (data_type, "NAME", "cifar100", f"CIFAR-100: {IMAGES}"),
-    "vaes": (path_type, "DIR", str(FCONV / "scaled"), "folder with vae7x7 and vae5x5, for the parts published*"),
+    "vaes": (path_type, "DIR", str(FCONV / "scaled"), "folder with vae7x7 and vae5x5, for published and published-dwp"),
     "settings": (path_type, "FILE.yaml", "", "a settings.yaml of an earlier command: what it has is not chosen again"),
 }
 

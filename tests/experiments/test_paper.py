@@ -65,7 +65,7 @@ def test_feature_extraction(run_experiment):
     assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
 
 
-def test_classification(run_experiment, small_inputs, monkeypatch):
+def test_classification(run_experiment, small_inputs, sandbox, monkeypatch):
     shape = network_argv(small_inputs, "fconv", "vanilla", "vae")[2:]
     methods = {
         "l2": Method("train-net.py", " ".join(shape), ["--lr 1e-9", "--lr 0.1"], "network", epochs=2),
@@ -95,6 +95,7 @@ def test_classification(run_experiment, small_inputs, monkeypatch):
     bnns, nets = logs[:3], logs[3:]  # both parts share two
     tuning, rest = nets[:3], nets[3:]
     assert [len(tuning), len(rest)] == [3, 8]
+    assert "\n11 runs, " in (sandbox / "out" / "classification.md").read_text()
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
         assert mean_and_spread(row[3]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
