@@ -11,7 +11,6 @@ images is read from the first.
 """
 
 import csv
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from experiments.few_shot import PANELS
 from runs.errors import UserError, one_line_errors
 from runs.options import Parser
-from sweeps.tables import LEVEL
+from sweeps.tables import LEVEL, standard_error, summary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,20 +57,13 @@ def half_intervals(values: "np.ndarray") -> tuple[float, float]:
     """
     from scipy import stats
 
-    def t_value(n: float) -> float:
-        return float(stats.t.ppf((1 + LEVEL) / 2, n))
-
-    squares, freedom = [], []
-    for axis in (1, 0):
-        means = values.mean(axis)
-        squares.append(means.var(ddof=1) / len(means) if len(means) > 1 else math.nan)
-        freedom.append(len(means) - 1)
-    total = sum(squares)
-    over_splits = t_value(freedom[0]) * squares[0] ** 0.5
-    if total == 0:
-        return over_splits, 0.0
-    both = total**2 / sum(s**2 / n for s, n in zip(squares, freedom, strict=True)) if total > 0 else math.nan
-    return over_splits, t_value(both) * total**0.5
+    found = [summary(values.mean(axis).tolist()) for axis in (1, 0)]
+    squares = [standard_error(means) ** 2 for means in found]
+    over_splits, total = found[0]["high"] - found[0]["mean"], sum(squares)
+    if not total > 0:
+        return over_splits, total
+    freedom = total**2 / sum(square**2 / (means["n"] - 1) for square, means in zip(squares, found, strict=True))
+    return over_splits, float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * total**0.5
 
 
 def rows_of(num_examples: int, methods: dict[str, Runs], first: str, scores: Sequence[str]) -> list[list[str]]:
@@ -84,15 +76,15 @@ def rows_of(num_examples: int, methods: dict[str, Runs], first: str, scores: Seq
     splits, seeds = (sorted(set(numbers)) for numbers in zip(*tasks, strict=True))
     if len(tasks) < len(splits) * len(seeds):
         raise UserError(f"{first}: found {len(tasks)} runs, expected one for each of {splits} with each of {seeds}")
+    others = {name: runs for name, runs in methods.items() if name != first}
+    for name, runs in others.items():
+        if sorted(runs) != tasks:
+            raise UserError(f"{name}: found other splits or seeds than those of {first}, expected the same")
     rows = []
     for score in scores:
         label, factor = PANELS[score]
         digits = 2 if factor > 1 else 3
-        for name, runs in methods.items():
-            if name == first:
-                continue
-            if sorted(runs) != tasks:
-                raise UserError(f"{name}: found other splits or seeds than those of {first}, expected the same")
+        for name, runs in others.items():
             paired = [factor * (methods[first][task][score] - runs[task][score]) for task in tasks]
             values = np.reshape(paired, (len(splits), len(seeds)))
             by_seed = ", ".join(f"{mean:+.{digits}f}" for mean in values.mean(0))
