@@ -221,9 +221,6 @@ DEFAULT = [name for name in METHODS if "3x3" not in name]
 # With images that are shifted, rotated and scaled a little in each step.
 for name in ("dwp", "frozen", "map", "no", "sn", "gauss", "loguniform", "flow", "l2", "dropout", "narrow", "wide"):
     METHODS[f"{name}-aug"] = METHODS[name]._replace(shared=f"{METHODS[name].shared} --aug affine")
-# The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
-METHODS |= {f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug")}
-METHODS["l2-aug-filters"] = with_init(METHODS["l2-aug"], "filters", KERNELS)
 # On colour images, which are cropped and flipped at random: CIFAR-10, under VAEs of CIFAR-100's kernels.
 CLASSIFICATION = ("dwp", "loguniform", "sn", "gauss", "no", "l2", "frozen")
 METHODS |= {
@@ -232,3 +229,8 @@ METHODS |= {
     )
     for name in CLASSIFICATION
 }
+# The same from Xavier's kernels, and from source kernels instead of those that the VAEs decode.
+METHODS |= {
+    f"{name}-xavier": with_init(METHODS[name], "xavier") for name in ("dwp-aug", "sn-aug", "l2-aug", "l2-colour")
+}
+METHODS["l2-aug-filters"] = with_init(METHODS["l2-aug"], "filters", KERNELS)
