@@ -14,10 +14,10 @@ An fconv learns MNIST, and in the parts `ours-cifar10` and `published-cifar10` a
 settings are chosen on tasks of 50 images of ten classes of CIFAR-100, which the networks that gave the kernels had
 learnt too. All methods but `l2-aug-xavier` and `l2-colour-xavier`, ordinary networks that start from random kernels,
 start from kernels that the VAEs of data/fconv or data/cifar decode, and learn from the same images. In the parts
-`published` and `published-dwp` these are VAEs of data/fconv/scaled, of scaled kernels, which do not collapse under the
-whole KL (RESULTS.md). There `--vaes` names others, such as the paper's own: vae7x7 and vae5x5 in a folder, each with
-`params.yaml` and `vae_params.torch`. As published the KL is of all kernels at scale paper, and of 512 drawn ones at
-scale laptop.
+`published` and `published-dwp` the VAEs are those of data/fconv/scaled, of scaled kernels, whose posteriors do not
+collapse under the whole KL (RESULTS.md). There `--vaes` names others, such as the paper's own: vae7x7 and vae5x5 in a
+folder, each with `params.yaml` and `vae_params.torch`. As published the KL is of all kernels at scale paper, and of 512
+drawn ones at scale laptop.
 
 A report has the parts of one command. The tables and the figure, `classification.png` and `.pdf`, have means and
 standard errors over splits, whose seeds are averaged first, and the tables paired differences from the first method;

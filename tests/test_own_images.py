@@ -16,7 +16,7 @@ CLASSES = {"dunes": (0.0, (200, 170, 120)), "lakes": (0.5, (60, 110, 170)), "woo
 
 def readme_commands():
     """The words of each command in the README's section on own images, with the VAEs by their absolute paths."""
-    section = re.search(r"\*\*Your images\.\*\*(.*?)\n## ", (ROOT / "README.md").read_text(), re.S)[1]
+    section = re.search(r"\n## Your images\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S)[1]
     blocks = "".join(re.findall(r"^```\n(.*?)^```", section, re.S | re.M))
     lines = blocks.replace("\\\n", "").replace("data/fconv", str(ROOT / "data" / "fconv")).splitlines()
     return [shlex.split(line, comments=True) for line in lines]
