@@ -6,7 +6,7 @@ averages draws. `bayesianize` turns the convs of any network into Bayesian ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,12 @@ def bayesian_layers(net: nn.Module) -> list[BayesLayer]:
 
 
 def set_mode(net: nn.Module, mode: Mode) -> None:
-    """Let every Bayesian layer add noise to pre-activations ("stoch"), use the mean ("det"), or draw its weights."""
+    """Let every Bayesian layer add noise to pre-activations ("stoch"), use the mean ("det"), or draw its "weights".
+
+    Raises ValueError for another mode.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode: found {mode!r}, expected one of {', '.join(get_args(Mode))}")
     for layer in bayesian_layers(net):
         layer.mode = mode
 
@@ -246,7 +251,8 @@ def bayesianize(
 
     Raises
     ------
-    ValueError : a VAE is of another kernel size than its key, the scale is not above 0, or the network has no conv.
+    ValueError : a VAE is of another kernel size than its key, the scale is not above 0, two convs share their weights,
+        or the network has no conv.
     """
     if not scale > 0:
         raise ValueError(f"scale: found {scale}, expected a number above 0")
@@ -260,6 +266,8 @@ def bayesianize(
     layers = {conv: BayesConv2d.of(conv, log_variance) for conv in convs if id(conv) not in inside}
     if not layers:
         raise ValueError("net: found no torch.nn.Conv2d, expected one")
+    if len({id(conv.weight) for conv in layers}) < len(layers):
+        raise ValueError("net: found convs that share their weights, expected one module for them")
     for conv, layer in layers.items():
         height, width = conv.kernel_size
         vae = priors.get(height) if height == width else None

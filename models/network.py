@@ -45,6 +45,7 @@ class ConvNet(nn.Module):
         super().__init__()
         spec = MODELS[model or self.default_model]
         self.config = spec.config(net_cfg)
+        self.image_shape = spec.image_shape
         self.used_side, last_side = spec.sides()
         bayes_conv = partial(BayesConv2d, log_variance=log_variance, truncated=self.config.truncated)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -77,7 +78,9 @@ class ConvNet(nn.Module):
         return self.features(self.used_pixels(x)).flatten(1)
 
     def used_pixels(self, x: Tensor) -> Tensor:
-        """The part of the images x that the logits depend on."""
+        """The part of the images x that the logits depend on. Raises ValueError for images of another shape."""
+        if tuple(x.shape[1:]) != self.image_shape:  # cropped, larger images would pass as others
+            raise ValueError(f"x: found images of {tuple(x.shape[1:])}, expected {self.image_shape}")
         return x[..., : self.used_side, : self.used_side]
 
     def sample_logits(self, x: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:

@@ -290,6 +290,8 @@ class DeepWeightPrior(SampledPrior):
     reverse : "frozen" for r = the frozen encoder itself, "train" for a copy of the encoder that takes gradients.
     bound : "elbo" for KL_aux with one z per w, "iwae" for KL_iwae.
     iwae_samples : S of KL_iwae, which falls to KL(q||p) as S grows.
+
+    Raises ValueError for another `reverse` or `bound`.
     """
 
     def __init__(
@@ -301,6 +303,9 @@ class DeepWeightPrior(SampledPrior):
         bound: Literal["elbo", "iwae"] = "elbo",
         iwae_samples: int = 8,
     ):
+        for name, value, expected in (("reverse", reverse, ("frozen", "train")), ("bound", bound, ("elbo", "iwae"))):
+            if value not in expected:
+                raise ValueError(f"{name}: found {value!r}, expected {' or '.join(expected)}")
         super().__init__(samples, kernels, encoder=vae.encoder, decoder=vae.decoder)
         self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_() if reverse == "train" else None
         self.kernel_dim = vae.kernel_dim

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import utils
-from models.bayes import BayesConv2d, bayesian_layers, bayesianize, kl, predict
+from models.bayes import BayesConv2d, bayesian_layers, bayesianize, kl, predict, set_mode
 from models.build import build_vae
 from models.priors import DeepWeightPrior, NormalPrior
 from runs.directory import ROOT
@@ -138,6 +138,29 @@ def test_scales_that_no_prior_has(scale):
 def test_mistakes(net, k, message, vae):
     with pytest.raises(ValueError, match=message):
         bayesianize(net, {k: vae})
+
+
+def test_convs_that_share_their_weights(vae):
+    """Two modules would have two posteriors of one weight. One module at two places is one posterior."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    net[1].weight = net[0].weight
+    with pytest.raises(ValueError, match="net: found convs that share their weights"):
+        bayesianize(net, {3: vae})
+    conv = nn.Conv2d(2, 2, 3)
+    assert len(bayesian_layers(bayesianize(nn.Sequential(conv, nn.ReLU(), conv), {3: vae}))) == 1
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda net, vae: set_mode(net, "mean"), "mode: found 'mean', expected one of stoch, det, weights"),
+        (lambda net, vae: DeepWeightPrior(vae, reverse="trained"), "reverse: found 'trained', expected frozen or"),
+        (lambda net, vae: DeepWeightPrior(vae, bound="IWAE"), "bound: found 'IWAE', expected elbo or iwae"),
+    ],
+)
+def test_names_that_do_not_exist(call, message, vae):
+    with pytest.raises(ValueError, match=message):
+        call(bayesianize(nn.Conv2d(1, 1, 3), {3: vae}), vae)
 
 
 def test_a_resnet(tmp_path):

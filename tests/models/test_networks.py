@@ -55,6 +55,15 @@ def test_the_pixels_cut_off_are_those_without_a_gradient(model):
     torch.testing.assert_close(torch.autograd.grad((net(x) * weights).sum(), parameters), tuple(gradients))
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 64), (1, 27, 27), (3, 28, 28)])
+def test_images_of_another_shape(shape):
+    """The corner of a larger image would have the size that a network needs."""
+    net = build_network("fconv", "vanilla", [2, 3], 1.0)
+    for call in (net, net.extract, lambda x: net.sample_logits(x, 2)):
+        with pytest.raises(ValueError, match=r"x: found images of \(., .., ..\), expected \(1, 28, 28\)"):
+            call(torch.zeros(2, *shape))
+
+
 def test_sample_logits_has_the_distribution_of_single_calls():
     torch.manual_seed(0)
     net = FConv("bayes", (4, 6), log_variance=-3.0).eval()
