@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from runs.errors import UserError, user_error
 from runs.files import atomic_write
 
+CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # of a run: the latest one and its predecessor
+
 
 def save_tensors(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
     """Write `state` with `torch.save`, atomically (`runs.files.atomic_write`), into a folder that exists.
@@ -26,6 +28,11 @@ def save_tensors(path: Path, state: dict[str, Any], backup: Path | None = None) 
     torch.save(state, buffer)
     with atomic_write(path, backup, new_folder=False) as file:
         file.write(buffer.getbuffer())
+
+
+def has_checkpoint(folder: str | Path | None) -> bool:
+    """Whether a run's folder has a checkpoint. A run that is continued without one starts as a new one does."""
+    return bool(folder) and any(Path(folder, name).exists() for name in CHECKPOINTS)
 
 
 def check_archive(path: str | Path) -> None:
@@ -168,7 +175,7 @@ def training_state(tracked: dict[str, Any]) -> dict[str, Any]:
             "python": random.getstate(),
             "numpy": (legacy[0], legacy[1].tolist(), *legacy[2:]),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
         },
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import random
 import sys
@@ -30,11 +31,14 @@ def keep_freed_memory(trim: int = 2**31 - 1, mmap: int = 2**30) -> None:
 def choose_device(name: str) -> torch.device:
     """The device `name`, or for "auto" the first available of cuda, mps, cpu. Raises UserError if not available.
 
+    An empty CUDA_VISIBLE_DEVICES, which a sweep gives to a trial without GPUs, leaves out mps too.
+
     A process that computes on a CPU keeps the memory that it frees.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, yes in available.items() if yes)
+        hidden = ("mps",) if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else ()
+        name = next(kind for kind, yes in available.items() if yes and kind not in hidden)
     if not available[name]:
         raise UserError(f"--device: found {name}, expected one of {', '.join(k for k, v in available.items() if v)}")
     if name == "cpu":

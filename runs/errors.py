@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,8 @@ def one_line_errors(main: Callable) -> Callable:
             except KeyboardInterrupt:
                 code, line = 128 + signal.SIGINT, "interrupted"
             except (RuntimeError, MemoryError) as error:
-                if "allocate" not in str(error):  # torch's word, on every device
+                # The words of torch, of CUDA and of cuBLAS; a MemoryError of Python has none.
+                if isinstance(error, RuntimeError) and not re.search("allocate|out of memory|ALLOC_FAILED", str(error)):
                     raise
                 code, line = 2, f"error: out of memory; fewer channels, images per batch or samples need less: {error}"
             print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)

@@ -24,17 +24,17 @@ class TextLoader(yaml.SafeLoader):
     }
 
 
-def read_yaml(path: str | Path, as_text: bool = False) -> dict[str, Any]:
+def read_yaml(path: str | Path, as_text: bool = False, limit: int = MAX_YAML) -> dict[str, Any]:
     """Read a mapping from a YAML file. Its values are scalars, lists of scalars, or mappings to scalars.
 
     With `as_text` scalars are not converted (`TextLoader`), as words of a command line. Raises UserError, which starts
-    with the path, where the file cannot be read or holds anything else.
+    with the path, where the file cannot be read, is longer than `limit` bytes, or holds anything else.
     """
     try:
         with open(path, "rb") as file:
-            text = file.read(MAX_YAML + 1)
-        if len(text) > MAX_YAML:
-            raise ValueError(f"more than {MAX_YAML} bytes")
+            text = file.read(limit + 1)
+        if len(text) > limit:
+            raise ValueError(f"more than {limit} bytes")
         content = yaml.load(text.decode(), TextLoader if as_text else yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected a YAML file") from None

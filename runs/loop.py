@@ -14,7 +14,16 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from runs.checkpoint import fingerprint, load_file, named_leaves, restore, save_tensors, stored_inputs, training_state
+from runs.checkpoint import (
+    CHECKPOINTS,
+    fingerprint,
+    load_file,
+    named_leaves,
+    restore,
+    save_tensors,
+    stored_inputs,
+    training_state,
+)
 from runs.directory import environment, make_run_directory
 from runs.errors import Stopped, UserError, user_error
 from runs.files import read_yaml, write_yaml
@@ -23,7 +32,6 @@ from runs.options import NOT_IDENTIFYING
 from runs.signals import stop_signals
 
 CHECK_EVERY = 100  # steps between two checks that the loss is finite, each of which waits for the device
-CHECKPOINTS = ("checkpoint.torch", "checkpoint-before.torch")  # the latest checkpoint and its predecessor
 STATE_EVERY = 1.0  # seconds between two updates of state.yaml
 CHECKPOINT_EVERY = 300.0  # seconds, unless --checkpoint_freq is given: what a kill costs a run with few evaluations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from models.configs import DATA_SETS, INITS, MODELS, N_CLASSES, PRIORS, SOURCES
-from runs.errors import UserError, user_error
+from runs.errors import UserError, require_packages, user_error
 from runs.files import read_yaml
 from runs.types import (
     ON_OFF,
@@ -23,7 +23,6 @@ from runs.types import (
     data_type,
     number_type,
     path_type,
-    tensorboard_type,
 )
 
 HID_DIM = [32, 64]  # the default
@@ -69,7 +68,12 @@ class Parser(argparse.ArgumentParser):
         options on which no result depends, and paths, whose content a run checks. `overrides` maps these to the value
         before.
         """
-        argv = list(sys.argv[1:] if argv is None else argv)
+        args = self._parse(list(sys.argv[1:] if argv is None else argv))
+        if getattr(args, "tensorboard", 0):  # of the run that is continued it may be 1 where the package is missing
+            require_packages("--tensorboard: found 1", "tensorboard")
+        return args
+
+    def _parse(self, argv: list[str]) -> argparse.Namespace:
         if not self.script:
             return super().parse_args(argv)
         before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -174,9 +178,7 @@ def add_run_options(parser: Parser, unit: str = "epochs") -> None:
     )
     group.add_argument(
         "--tensorboard",
-        type=tensorboard_type,
-        choices=(0, 1),
-        default=0,
+        **ON_OFF,
         help="1: also write the log for TensorBoard, in the run directory",
     )
 

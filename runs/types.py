@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from models.configs import DATA_SETS
-from runs.errors import UserError, require_packages
 
 SWITCH = {"0": 0, "no": 0, "off": 0, "false": 0, "1": 1, "yes": 1, "on": 1, "true": 1}
 
@@ -77,13 +76,3 @@ def switch_type(text: str, expected: str = "0 or 1") -> int:
 
 
 ON_OFF = {"type": switch_type, "choices": (0, 1), "default": 0}  # of an option that is a switch
-
-
-def tensorboard_type(text: str) -> int:
-    """An argparse type: 0, or 1 where the package is installed."""
-    if switch_type(text):
-        try:
-            require_packages("found 1", "tensorboard")
-        except UserError as error:  # a ValueError, whose message argparse would replace
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return switch_type(text)

@@ -14,6 +14,7 @@ from runs.files import read_yaml, write_yaml
 from sweeps.trials import SCRIPTS, Trial, make_trial
 
 MAX_TRIALS = 100_000
+MAX_SWEEP = 100_000_000  # bytes of a sweep.yaml
 
 Options = Sequence[tuple[str, list[str]]]  # options of a command line, each with the words after it
 
@@ -108,7 +109,7 @@ def write_sweep(name: str, trials: Sequence[Trial]) -> None:
 def read_sweep(folder: str | Path) -> list[Trial]:
     """The trials in a sweep's folder. Raises UserError where its `sweep.yaml` is missing or damaged."""
     file = Path(folder, "sweep.yaml")
-    content = read_yaml(file)
+    content = read_yaml(file, limit=MAX_SWEEP)
     script, cwd, shared, labels = (content.get(name) for name in ("script", "cwd", "shared", "trials"))
     words = [script, cwd, shared, *(itertools.chain(*labels.items()) if isinstance(labels, dict) else [None])]
     if not all(isinstance(word, str) for word in words):

@@ -9,11 +9,11 @@ from runs.errors import UserError, user_error
 from runs.files import read_yaml
 from sweeps.trials import Trial, load_script
 
-# The options that name images, and those that name VAEs, flows and kernels or say which of them are used.
+# The options that name images, and those that name VAEs, flows, kernels and weights or say which of them are used.
 IMAGES = ("data", "num_examples", "data_split_seed", "test_fraction", "model")
 KERNELS = (
     *("vae_list", "flow_list", "filters_list", "train", "data_dir", "kernel_dim", "norm"),
-    *("model", "net_cfg", "init_list", "prior", "prior_list", "dwp_reg"),
+    *("model", "net_cfg", "init_list", "prior", "prior_list", "dwp_reg", "pretrained"),
 )
 
 
@@ -35,7 +35,7 @@ def image_fingerprints(args: Namespace) -> dict[str, str]:
 
 
 def kernel_fingerprints(args: Namespace) -> dict[str, str]:
-    """The fingerprints, by option, of the VAEs, flows and kernels at the paths in the arguments of a script."""
+    """The fingerprints, by option, of the VAEs, flows, kernels and weights that the arguments of a script name."""
     import torch
 
     import utils
@@ -49,13 +49,16 @@ def kernel_fingerprints(args: Namespace) -> dict[str, str]:
         return {"train": fingerprint([kernels])}
     sizes = () if hasattr(args, "model") else KERNEL_SIZES
     sources = utils.load_sources(args, torch.device("cpu"), sizes)
-    inputs = utils.run_inputs(*[utils.DataSet(torch.empty(0), torch.empty(0))] * 2, sources)
-    return {f"{kind}_list": fingerprint(inputs[f"{kind}_list"]) for kind in SOURCES}
+    with user_error("--pretrained"):
+        none = utils.DataSet(torch.empty(0), torch.empty(0))
+        inputs = utils.run_inputs(none, none, sources, getattr(args, "pretrained", ""))
+    return {option: fingerprint(inputs[option]) for option in ("pretrained", *(f"{kind}_list" for kind in SOURCES))}
 
 
 def check_inputs(runs: Sequence[tuple[Path | None, Namespace]], images: bool = True) -> None:
-    """Load the VAEs, flows and kernels, and with `images` also the images, that the arguments of runs name, and check
-    that they are those that a run with a directory had. Raises UserError.
+    """Load the VAEs, flows, kernels and weights that the arguments of runs name, and with `images` also the images.
+
+    Checks that they are those that a run with a directory had. Raises UserError.
     """
     from runs.checkpoint import fingerprint, stored_inputs
 

@@ -15,6 +15,7 @@ After `--` come options of train-net.py, in place of `-- --data not-mnist --num_
 classifier suits all.
 """
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -113,7 +114,9 @@ def rank_sources(
             # The best weights lie in the span of the images' features: in its coordinates the problem is smaller.
             basis = torch.linalg.qr(x.T).Q
             classifier.fit((x @ basis).numpy(), y.numpy())
-            log_p = torch.from_numpy(classifier.predict_log_proba((x_test @ basis).numpy()))
+            log_p = torch.full((len(x_test), whole.n_classes), -math.inf, dtype=x_test.dtype)
+            # The classifier has columns for the classes with images alone.
+            log_p[:, classifier.classes_] = torch.from_numpy(classifier.predict_log_proba((x_test @ basis).numpy()))
             found.append(metrics.scores(log_p, test.labels.cpu()))
         means = mean_scores(found)
         kernels = [conv_weight(layer).detach().flatten(0, 1) for layer in conv_layers(net)]

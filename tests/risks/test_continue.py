@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 
-from runs.checkpoint import load_file, restore, training_state
+from runs.checkpoint import has_checkpoint, load_file, restore, training_state
+from runs.errors import one_line_errors
 from runs.files import read_yaml
 from runs.log import Log, csv_text, read_rows
+from runs.loop import Run
 from tests.conftest import SMALL, assert_same_end, start_script, until, without_times, write_vae
 
 
@@ -241,6 +243,45 @@ def test_a_run_directory_that_goes_away_between_two_writes(method, script, sandb
 
 def test_out_of_memory(refusal):
     assert "out of memory" in refusal("train-net.py", [*SMALL, "--hid_dim", "4000000", "4000000"])
+
+
+@pytest.mark.parametrize(
+    "error, known",
+    [
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_others_than_torch_ask_for(error, known, capsys):
+    @one_line_errors
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit if known else RuntimeError) as stop:
+        main([])
+    if known:
+        assert stop.value.code == 2 and "error: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["net", "bnn-dwp", "vae"])
+def test_a_resumed_run_that_ends_before_its_first_checkpoint(name, script, small_run, monkeypatch):
+    """Continued, it starts from the weights of `--resume`, as a run that was never stopped."""
+    file, argv = small_run(name)
+    first = script(file).main([*argv, "--seed", "7"]).root
+    words = ["--resume", first]
+    if name == "vae":
+        words = ["--resume_vae", first / "vae_params.torch", "--resume_opt", first / "opt_params.torch"]
+    argv = [*argv, *map(str, words)]
+    whole = script(file).main(argv).root
+    with monkeypatch.context() as context, pytest.raises(SystemExit):
+        context.setattr(Run, "epochs", mock.Mock(side_effect=KeyboardInterrupt))
+        script(file).main(argv)
+    (root,) = (folder for folder in whole.parent.iterdir() if folder not in (first, whole))
+    assert not has_checkpoint(root) and has_checkpoint(whole)
+    script(file).main(["--continue", str(root)])
+    assert_same_end(whole, root)
 
 
 def test_a_flow_on_one_kernel(refusal, tmp_path):

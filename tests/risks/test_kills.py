@@ -12,9 +12,9 @@ from functools import partial
 
 import pytest
 
-from runs.checkpoint import load_file
+from runs.checkpoint import CHECKPOINTS, load_file
 from runs.files import read_yaml
-from runs.loop import CHECKPOINTS, Run
+from runs.loop import Run
 from tests.conftest import HEED_HANGUP, SMALL, SMALL_RUNS, assert_same_end, start_script, until
 
 KILLS = int(os.environ.get("DWP_KILLS", "1"))

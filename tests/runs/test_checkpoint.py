@@ -7,8 +7,8 @@ import torch
 import yaml
 from filelock import FileLock
 
+from runs.checkpoint import CHECKPOINTS
 from runs.directory import ROOT
-from runs.loop import CHECKPOINTS
 from tests.conftest import assert_same_end
 
 

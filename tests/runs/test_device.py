@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from runs.device import choose_device
 from tests.conftest import SMALL
 
 
@@ -37,3 +38,13 @@ def test_compile_without_a_compiler(script, sandbox, small_run, monkeypatch, ref
     err = refusal(file, [*argv, "--device", "cpu", "--compile", "1"])
     assert "--compile: found 1, expected 0: torch.compile does not work here (no compiler)" in err
     assert not (sandbox / "logs").exists()
+
+
+@pytest.mark.parametrize("visible, expected", [("", "cpu"), (None, "mps")])
+def test_a_sweeps_trial_without_gpus_takes_no_gpu_of_apple(visible, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_device("auto").type == expected and choose_device("mps").type == "mps"

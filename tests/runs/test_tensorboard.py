@@ -75,3 +75,11 @@ def test_events_without_the_package(script, sandbox, without_package, refusal):
     assert "--tensorboard: found 1: the package tensorboard is not installed" in err
     assert "pip install -r requirements-sweep.txt" in err
     script("train-net.py").main([*SMALL, "--epochs", "1"])
+
+
+def test_a_run_with_events_continues_without_the_package(script, sandbox, without_package, refusal):
+    root = script("train-net.py").main([*SMALL, "--epochs", "1", "--tensorboard", "1"]).root
+    without_package("tensorboard")
+    assert "tensorboard is not installed" in refusal("train-net.py", ["--continue", str(root)])
+    for option in (["--continue", str(root)], ["--config", str(root / "params.yaml")]):
+        assert script("train-net.py").main([*option, "--tensorboard", "0"]).args.tensorboard == 0

@@ -1,10 +1,13 @@
 """The trials of a grid, and the files that name the options and the trials of a sweep."""
 
+from pathlib import Path
+
 import pytest
 
 from runs.directory import ROOT
 from sweeps.__main__ import main
-from sweeps.grid import grid_file, make_trials, split_options, values_of
+from sweeps.grid import grid_file, make_trials, read_sweep, split_options, values_of, write_sweep
+from sweeps.trials import Trial, find_script
 
 GRIDS = [
     (["--seed", "3..5"], ["--seed 3", "--seed 4", "--seed 5"]),
@@ -74,3 +77,16 @@ def test_a_damaged_sweep(sandbox, capsys, text):
     with pytest.raises(SystemExit) as stop:
         main(["--status"])
     assert stop.value.code == 2 and "sweeps/x/sweep.yaml" in capsys.readouterr().err
+
+
+def test_a_sweep_of_many_long_labels(sandbox):
+    """Its sweep.yaml is larger than other YAML files may be."""
+    labels = [f"--name {str(i) * 600_000}" for i in range(2)]
+    trials = [
+        Trial(find_script("train-net.py"), ("--epochs", "1", *label.split()), label, key, Path(), "/")
+        for key, label in zip("ab", labels, strict=True)
+    ]
+    write_sweep("long", trials)
+    assert [(trial.label, trial.argv) for trial in read_sweep(sandbox / "logs" / "sweeps" / "long")] == [
+        (trial.label, trial.argv) for trial in trials
+    ]

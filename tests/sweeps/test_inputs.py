@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from runs.directory import ROOT
 from runs.errors import UserError
@@ -13,7 +14,7 @@ from runs.files import read_yaml, write_yaml
 from sweeps import cluster, inputs, trials
 from sweeps.__main__ import main
 from sweeps.trials import find_script, line_trials, make_trial
-from tests.conftest import network_argv
+from tests.conftest import SMALL, network_argv
 
 
 @pytest.mark.parametrize("name", ["net", "bnn", "image-vae"])
@@ -85,6 +86,18 @@ def test_a_run_with_sources_that_have_changed(prior, script, small_inputs):
     write_yaml(root / "params.yaml", params)
     with pytest.raises(UserError, match=f"its --{option} has changed since this run"):
         inputs.check_inputs([(root, run.args)])
+
+
+def test_weights_that_have_changed(script, sandbox):
+    """A trial is not taken if the file of `--pretrained` has other weights than its run began with."""
+    source = script("train-net.py").main(SMALL).root / "model.torch"
+    run = script("train-net.py").main([*SMALL, "--init_list", "pretrained", "--pretrained", str(source)])
+    inputs.check_inputs([(run.root, run.args)])
+    state = torch.load(source, weights_only=True)
+    state["classifier.bias"] += 1
+    torch.save(state, source)
+    with pytest.raises(UserError, match="its --pretrained has changed since this run"):
+        inputs.check_inputs([(run.root, run.args)])
 
 
 @pytest.mark.parametrize("options", ["--kind flow --transforms 1", "--z_dim 2 --norm 0.5"])

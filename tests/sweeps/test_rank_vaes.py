@@ -61,6 +61,21 @@ def test_candidates_are_paired(small_inputs):
     assert second["acc_difference"] == second["acc_difference_se"] == 0 and first["nll"] == second["nll"]
 
 
+def test_a_label_without_images(small_inputs, tmp_path):
+    """Its class has no column of the classifier. The scores do not depend on which of five labels it is."""
+    rng, found = np.random.default_rng(0), []
+    classes = np.arange(24) % 4
+    images = (60 * classes[:, None, None] + rng.integers(0, 40, (24, 28, 28))).astype(np.uint8)
+    vaes = [str(small_inputs / "vae7"), str(small_inputs / "vae5")]
+    for used in ([1, 2, 3, 4], [0, 1, 3, 4]):
+        labels = np.array(used)[classes]
+        np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+        argv = [*TASKS, "--vae_list", *vaes, "--", *NETWORK[2:], "--data", str(tmp_path / "x.npz")]
+        (row,) = rank_vaes.main(argv)
+        found.append((row["acc"], row["nll"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0][0] > 0.25
+
+
 def test_roughness():
     """0 for constant kernels; of independent weights the ratio of the expectations; and a kernel of three weights."""
     assert rank_vaes.roughness(torch.full((2, 5, 5), -3.0)) == 0
