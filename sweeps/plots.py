@@ -16,8 +16,8 @@ from matplotlib.transforms import Affine2D
 
 from runs.files import atomic_write
 
-# Distinct for color-blind readers (Okabe and Ito 2008).
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Distinct for color-blind readers (Okabe and Ito 2008; the last is the wine of Tol 2021, in place of their yellow).
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 # Solid lines, then dashed ones.
 plt.rcParams["axes.prop_cycle"] = plt.cycler(linestyle=("-", "--")) * plt.cycler(color=CYCLE)
 MARKERS = "oD^vsP*X<>"
