@@ -126,7 +126,9 @@ SCALES = {
     "laptop": {
         "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), GREY),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
-        "published-dwp": Theirs({50: range(5), 100: range(3), 200: range(3)}, "--kl_kernels 512", methods=("dwp",)),
+        "published-dwp": Theirs(
+            {50: range(5), 100: range(3), 200: range(3), 500: range(2)}, "--kl_kernels 512", methods=("dwp",)
+        ),
         "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, target=CIFAR10),
     },
     "paper": {
