@@ -6,9 +6,8 @@
    notMNIST, whose test images are of other typefaces (`--tune_splits`, `--tune_examples`). The setting with the best
    mean accuracy or NLL (`--choose_by`) is chosen, and written to `settings.yaml`; `tried.csv` has the scores of all. A
    setting is not chosen if the loss of one of its runs became infinite or NaN. No label of MNIST chooses the
-   setting of a method.
-   Accuracies that choose are those of a third of the samples of a prediction. `--settings` takes what an earlier
-   command chose on as many letters.
+   setting of a method. Accuracies that choose are those of a third of the samples of a prediction. `--settings` takes
+   what an earlier command chose on as many letters.
 2. Each method is trained on MNIST with its chosen setting, for all `--splits` and `--seeds`.
 3. `results.csv`: per method and score (accuracy, NLL, ECE) the mean and its standard error over splits, and the paired
    difference of the first method minus this one with its standard error and half of its 95% interval. Ensembles are
