@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None):
     from models.bayes import kl_terms, relative_deviations, variance_parameters
     from models.build import build_network, init_network, set_priors
     from models.metrics import ensemble_log_probs, scores
-    from runs.checkpoint import has_checkpoint, load_pretrained, load_run, save_tensors
+    from runs.checkpoint import find_checkpoints, load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, seed_all
     from runs.loop import Run, Stopwatch
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None):
         others = [p for p in net.parameters() if all(p is not v for v in variances)]
         groups, rates = [{"params": others}, {"params": variances}], [args.lr, args.lr_var]
     optimizer = torch.optim.Adam(groups, lr=args.lr)
-    if args.resume and not has_checkpoint(args.continue_run):
+    if args.resume and not find_checkpoints(args.continue_run):
         load_run(args.resume, net, optimizer)
     # NLL, KL and hits, summed over an epoch's images on the device: reading a value would make every step wait for it.
     totals = torch.zeros(3, device=device)

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None):
     from models.build import build_network, conv_layers, init_network
     from models.metrics import ensemble_log_probs, scores
     from models.priors import DeepWeightPrior
-    from runs.checkpoint import has_checkpoint, load_pretrained, load_run, save_tensors
+    from runs.checkpoint import find_checkpoints, load_pretrained, load_run, save_tensors
     from runs.device import autocast, choose_device, compiled, seed_all
     from runs.loop import Run, Stopwatch, split_batches
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None):
             conv.requires_grad_(False)
     forward = compiled(net, device) if args.compile else net
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=args.lr)
-    if args.resume and not has_checkpoint(args.continue_run):
+    if args.resume and not find_checkpoints(args.continue_run):
         load_run(args.resume, net, optimizer)
     dwps = [DeepWeightPrior(source["vae"]) for source in sources] if args.dwp_reg else []
     # Sums of loss, NLL, hits and images since the last row, on the device: reading a value makes the step wait.

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None):
     import utils
     from models.build import build_vae
     from models.flow import KernelFlow
-    from runs.checkpoint import has_checkpoint, load_checked, load_file, load_optimizer, load_state
+    from runs.checkpoint import find_checkpoints, load_checked, load_file, load_optimizer, load_state
     from runs.device import autocast, choose_device, compiled, seed_all
     from runs.loop import Run
 
@@ -106,10 +106,10 @@ def main(argv: list[str] | None = None):
         density = build_vae(args.kernel_dim, args.z_dim, args.hidden_dim, args.var).to(device)
     elbo = compiled(density.elbo, device) if args.compile else density.elbo
     optimizer = torch.optim.Adam(density.parameters(), lr=args.lr)
-    if args.resume_vae and not has_checkpoint(args.continue_run):
+    if args.resume_vae and not find_checkpoints(args.continue_run):
         with user_error("--resume_vae"):
             load_checked(density, load_state(args.resume_vae), args.resume_vae)
-    if args.resume_opt and not has_checkpoint(args.continue_run):
+    if args.resume_opt and not find_checkpoints(args.continue_run):
         with user_error("--resume_opt"):
             load_optimizer(optimizer, load_file(args.resume_opt), args.resume_opt)
     totals = torch.zeros(3, device=device)  # ELBO, log-likelihood and KL of an epoch, summed on the device

@@ -8,7 +8,7 @@ q(w) = N(w | mean, exp(log_variance)). Both arguments have the shape of the laye
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from models.vae import BLOCK, KernelVAE, gaussian_log_prob, kl_to_standard_norma
 
 SQUARE_FLOOR = 1e-16  # keeps the log of a weight of 0 finite
 SPREAD_FLOOR = 1e-8  # smallest accepted variance of kernels in a direction, relative to the largest
+
+Reverse = Literal["frozen", "train"]
+Bound = Literal["elbo", "iwae"]
 
 
 def gaussian_entropy(log_variance: Tensor) -> Tensor:
@@ -299,13 +302,13 @@ class DeepWeightPrior(SampledPrior):
         vae: KernelVAE,
         samples: int = 1,
         kernels: int = 0,
-        reverse: Literal["frozen", "train"] = "frozen",
-        bound: Literal["elbo", "iwae"] = "elbo",
+        reverse: Reverse = "frozen",
+        bound: Bound = "elbo",
         iwae_samples: int = 8,
     ):
-        for name, value, expected in (("reverse", reverse, ("frozen", "train")), ("bound", bound, ("elbo", "iwae"))):
-            if value not in expected:
-                raise ValueError(f"{name}: found {value!r}, expected {' or '.join(expected)}")
+        for name, value, kind in (("reverse", reverse, Reverse), ("bound", bound, Bound)):
+            if value not in get_args(kind):
+                raise ValueError(f"{name}: found {value!r}, expected {' or '.join(get_args(kind))}")
         super().__init__(samples, kernels, encoder=vae.encoder, decoder=vae.decoder)
         self.trained_reverse = copy.deepcopy(vae.encoder).requires_grad_() if reverse == "train" else None
         self.kernel_dim = vae.kernel_dim

@@ -30,9 +30,9 @@ def save_tensors(path: Path, state: dict[str, Any], backup: Path | None = None) 
         file.write(buffer.getbuffer())
 
 
-def has_checkpoint(folder: str | Path | None) -> bool:
-    """Whether a run's folder has a checkpoint. A run that is continued without one starts as a new one does."""
-    return bool(folder) and any(Path(folder, name).exists() for name in CHECKPOINTS)
+def find_checkpoints(folder: str | Path | None) -> list[Path]:
+    """The checkpoints in a run's folder, the latest first. A run that is continued without one starts as a new one."""
+    return [path for name in CHECKPOINTS if (path := Path(folder, name)).exists()] if folder else []
 
 
 def check_archive(path: str | Path) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from runs.checkpoint import (
     CHECKPOINTS,
+    find_checkpoints,
     fingerprint,
     load_file,
     named_leaves,
@@ -136,7 +137,7 @@ class Run:
         if not self.args.continue_run:
             return
         label = f"--continue {self.root}"
-        files = [file for name in CHECKPOINTS if (file := self.root / name).exists()]
+        files = find_checkpoints(self.root)
         rows = 0
         for file in files:
             try:

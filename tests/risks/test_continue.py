@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from runs.checkpoint import has_checkpoint, load_file, restore, training_state
+from runs.checkpoint import find_checkpoints, load_file, restore, training_state
 from runs.errors import one_line_errors
 from runs.files import read_yaml
 from runs.log import Log, csv_text, read_rows
@@ -279,7 +279,7 @@ def test_a_resumed_run_that_ends_before_its_first_checkpoint(name, script, small
         context.setattr(Run, "epochs", mock.Mock(side_effect=KeyboardInterrupt))
         script(file).main(argv)
     (root,) = (folder for folder in whole.parent.iterdir() if folder not in (first, whole))
-    assert not has_checkpoint(root) and has_checkpoint(whole)
+    assert not find_checkpoints(root) and find_checkpoints(whole)
     script(file).main(["--continue", str(root)])
     assert_same_end(whole, root)
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from runs.checkpoint import CHECKPOINTS, load_file
+from runs.checkpoint import CHECKPOINTS, find_checkpoints, load_file
 from runs.files import read_yaml
 from runs.loop import Run
 from tests.conftest import HEED_HANGUP, SMALL, SMALL_RUNS, assert_same_end, start_script, until
@@ -82,7 +82,7 @@ def test_a_second_signal_stops_a_process_at_once(number, sandbox):
     assert len(err.splitlines()) == 1 and f"stopped at once by a second signal, {number.name}" in err
     assert not list(checkpoint.parent.glob(".*.torch.*")), "half-written files"
     # The second signal may come between the two renames at the end of a write.
-    state = load_file(next(file for name in CHECKPOINTS if (file := checkpoint.parent / name).exists()))
+    state = load_file(find_checkpoints(checkpoint.parent)[0])
     assert state["epoch"] >= 1 and f"run directory: {checkpoint.parent}\n" in out
 
 
