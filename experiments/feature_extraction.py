@@ -4,9 +4,10 @@
 
 An fconv of scale k, on MNIST, has 256 k and 512 k channels; a cifarnet, on CIFAR-10, has the `model_size` k. The convs
 hold kernels that the VAEs of data/fconv or data/cifar decode ("dwp"), their source kernels ("filters"), or Xavier's,
-and stay as they are; the classifier and the batch norms learn from all images, with the same settings for all three.
-The figure, `feature_extraction.png` and `.pdf`, has means and standard deviations over seeds; values read off the
-paper's figure are hollow and dashed.
+and stay as they are; the classifier and the batch norms learn from all images, with the same settings for all three. In
+the parts `-rates` each kind of kernels has at each scale the one of five rates that is best on training images that are
+held out. The figure, `feature_extraction.png` and `.pdf`, has means and standard deviations over seeds; values read off
+the paper's figure are hollow and dashed.
 """
 
 from collections.abc import Sequence
@@ -16,28 +17,38 @@ from typing import NamedTuple
 from experiments.paper import (
     CIFARNET,
     INITS,
-    Experiment,
+    RATES,
     init_options,
     mean_curve,
     mean_text,
     parse,
     published,
+    train_all,
     write_report,
 )
 from runs.errors import one_line_errors
-from runs.log import read_rows
 
-SCRIPT = "train-net.py"
 CHANNELS = (256, 512)  # of the fconv of scale 1
 
 
 class Part(NamedTuple):
-    """The networks on one data set: 1 / k of each scale, seeds, arguments, and the names of their convs' kernels."""
+    """The networks on one data set.
 
+    data : its name in published.csv.
+    images, seeds, convs, rates, script, column : as in `experiments.paper.Part`.
+    fractions : 1 / k of each scale.
+    shared : arguments of all runs, without images, initialization, scale, rate and seed.
+    """
+
+    data: str
+    images: str
     fractions: Sequence[int]
     seeds: Sequence[int]
     shared: str
     convs: Sequence[str] = ("7x7", "5x5")
+    rates: Sequence[float] = ()
+    script: str = "train-net.py"
+    column: str = "test_acc"
 
     def size_option(self, fraction: int) -> str:
         """The option of a network of the scale 1 / fraction."""
@@ -47,30 +58,32 @@ class Part(NamedTuple):
 
 
 ALL = (16, 8, 4, 2, 1)
-MNIST = "--data mnist --model fconv --rfe 1 --eval_freq 0"
-COLOUR = "--data {cifar10} --model cifarnet --rfe 1 --eval_freq 0"
-# By scale and part, which has the name of its data in published.csv.
+MNIST = "--model fconv --rfe 1 --eval_freq 0"
+COLOUR = "--model cifarnet --rfe 1 --eval_freq 0"
+SMALL = Part("mnist", "mnist", (16, 8), (1, 2), f"{MNIST} --num_examples 200 --epochs 2")
+
+
+def with_rates(parts: Sequence[Part]) -> dict[str, Part]:
+    """Parts by name: with one rate for all initializations, and then with a rate for each."""
+    return {part.data: part for part in parts} | {f"{p.data}-rates": p._replace(rates=RATES) for p in parts}
+
+
+# By scale and part.
 SCALES = {
-    "smoke": {"mnist": Part((16, 8), (1, 2), f"{MNIST} --num_examples 200 --epochs 2")},
-    "laptop": {
-        "mnist": Part(ALL, range(1, 6), f"{MNIST} --epochs 60 --precision auto"),
-        "cifar10": Part((8, 4, 2), range(1, 4), f"{COLOUR} --epochs 10 --precision auto", CIFARNET),
-    },
-    "paper": {
-        "mnist": Part(ALL, range(1, 11), f"{MNIST} --epochs 100"),
-        "cifar10": Part(ALL[1:], range(1, 11), f"{COLOUR} --epochs 100", CIFARNET),
-    },
+    "smoke": {"mnist": SMALL, "mnist-rates": SMALL._replace(rates=RATES[:2])},
+    "laptop": with_rates(
+        (
+            Part("mnist", "mnist", ALL, range(1, 6), f"{MNIST} --epochs 60 --precision auto"),
+            Part("cifar10", "{cifar10}", (8, 4, 2), range(1, 4), f"{COLOUR} --epochs 10 --precision auto", CIFARNET),
+        )
+    ),
+    "paper": with_rates(
+        (
+            Part("mnist", "mnist", ALL, range(1, 11), f"{MNIST} --epochs 100"),
+            Part("cifar10", "{cifar10}", ALL[1:], range(1, 11), f"{COLOUR} --epochs 100", CIFARNET),
+        )
+    ),
 }
-
-
-def accuracies(experiment: Experiment, data: str, init: str, options: str) -> tuple[list[list[float]], list[Path]]:
-    """The test accuracies of all seeds of each scale on some data, and the run directories; `options` are of `init`."""
-    part = SCALES[experiment.scale][data]
-    shared = f"{part.shared} {options}"
-    lines = [f"{shared} {part.size_option(n)} --seed {seed}" for n in part.fractions for seed in part.seeds]
-    roots = experiment.run(f"{data}-{init}", SCRIPT, lines)
-    values, seeds = [read_rows(root / f"{SCRIPT}-logs.csv")[-1]["test_acc"] for root in roots], len(part.seeds)
-    return [values[i : i + seeds] for i in range(0, len(values), seeds)], roots
 
 
 @one_line_errors
@@ -78,24 +91,28 @@ def main(argv: list[str] | None = None) -> None:
     experiment = parse("feature_extraction", __doc__, SCALES, argv, data=("cifar10",))
     roots: list[Path] = []
     panels, tables = {}, {}
-    parts = {data: SCALES[experiment.scale][data] for data in experiment.parts}
-    inits = {data: {init: init_options(init, part.convs) for init in INITS} for data, part in parts.items()}
-    for data, part in parts.items():
-        fractions = part.fractions
-        names = [f"1/{n}" if n > 1 else "1" for n in fractions]
-        headers = ["k", *(word for init in INITS for word in (f"{init}: mean ± std (n)", "published"))]
-        rows, curves = [[name] for name in names], []
-        for init, options in inits[data].items():
-            found, own = accuracies(experiment, data, init, options)
-            roots += own
-            paper = published("feature_extraction", data, init)
-            paper = {name: paper[f"k={name}"] for name in names if f"k={name}" in paper}
-            for row, name, values in zip(rows, names, found, strict=True):
-                row += [mean_text(values, 4), f"{paper[name]:g}" if name in paper else ""]
-            curves.append(mean_curve(init, names, found, list(paper.items())))
-        panels[f"{data}: test accuracy"] = curves
-        tables[f"{data}, test accuracy:"] = [headers, *rows]
-    write_report(experiment, tables, roots, panels, "scale k of the channels")
+    parts = {name: SCALES[experiment.scale][name] for name in experiment.parts}
+    inits = {name: [init_options(init, part.convs) for init in INITS] for name, part in parts.items()}
+    for name, part in parts.items():
+        runs = [f"{part.shared} {own} {part.size_option(n)}" for own in inits[name] for n in part.fractions]
+        rates, logs, found = train_all(experiment, name, part, runs)
+        roots += found
+        accuracies = [[rows[-1][part.column] for rows in own] for own in logs]
+        scales = [f"1/{n}" if n > 1 else "1" for n in part.fractions]
+        headers = ["k", *(word for init in INITS for word in (f"{init}: rate", "mean ± std (n)", "published"))]
+        rows, curves = [[scale] for scale in scales], []
+        for i, init in enumerate(INITS):
+            own = slice(i * len(scales), (i + 1) * len(scales))
+            paper = published("feature_extraction", part.data, init)
+            paper = {scale: paper[f"k={scale}"] for scale in scales if f"k={scale}" in paper}
+            for row, scale, rate, values in zip(rows, scales, rates[own], accuracies[own], strict=True):
+                row += [f"{rate:g}", mean_text(values, 4), f"{paper[scale]:g}" if scale in paper else ""]
+            curves.append(mean_curve(init, scales, accuracies[own], list(paper.items())))
+        title = f"{part.data}: test accuracy{', own rates' if part.rates else ''}"
+        panels[title] = curves
+        tables[title] = [headers, *rows]
+    rows = len({bool(part.rates) for part in parts.values()})
+    write_report(experiment, tables, roots, panels, "scale k of the channels", rows=rows)
 
 
 if __name__ == "__main__":

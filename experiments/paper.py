@@ -1,17 +1,22 @@
 """What the experiments of the paper share: their command line, their trials, the published values and the report."""
 
 import csv
+import math
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from data.split import train_test
 from experiments.methods import CIFARNET
+from experiments.subsets import stored_npz
+from models.configs import MODELS
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
 from runs.files import atomic_write, read_yaml
+from runs.log import Row, read_rows
 from runs.options import Parser
 from runs.types import data_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_lines
@@ -25,6 +30,9 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
 # The paper's names of initializations, and those of the option init_list.
 INITS = {"dwp": "vae", "filters": "filters", "xavier": "xavier"}
+RATE = 0.001  # of Adam, where all initializations have the same
+RATES = (RATE, 0.003, 0.01, 0.03, 0.1)  # in the parts with a rate for each
+HELD_OUT = 1 / 6  # of the training images, on which a rate is chosen
 IMAGES = "the name of the data set, or an npz file with MedMNIST's layout"
 # Options that name what some commands read: the type, the metavar, the default, and the help.
 READ = {
@@ -55,14 +63,14 @@ class Experiment(NamedTuple):
         """The folder of what a continued experiment reads again, for any folder of results."""
         return dwp_path() / f"{self.name}-{self.scale}"
 
-    def run(self, part: str, script: str, lines: Sequence[str]) -> list[Path]:
+    def run(self, part: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments, as the sweep `<name>-<scale>-<part>`.
 
-        `{cifar10}` and so on in the arguments stand for the options' values.
+        `{cifar10}` and so on in the arguments stand for the options' values. `accepted` is as in `run_sweep`.
         """
         for option, value in self.data.items():
             lines = [line.replace(f"{{{option}}}", shlex.quote(value)) for line in lines]
-        return run_lines(f"{self.name}-{self.scale}-{part}", script, lines, self.resources, self.command)
+        return run_lines(f"{self.name}-{self.scale}-{part}", script, lines, self.resources, self.command, accepted)
 
 
 def parse(
@@ -123,6 +131,64 @@ def init_options(init: str, convs: Sequence[str]) -> str:
     require_files(files)
     listed = f" --{name}_list {shlex.join(map(str, files))}" if files else ""
     return f"--init_list {' '.join([name] * len(convs))}{listed}"
+
+
+class Part(Protocol):
+    """What the trainings of a part of an experiment have in common.
+
+    script : their script.
+    images : the option `--data`, where `{cifar10}` stands for the option's value.
+    convs : the names of the kernels of their convs.
+    column : of the log, larger is better.
+    seeds : of each training.
+    rates : of which each training has the best; without, all have RATE.
+    """
+
+    script: str
+    images: str
+    convs: Sequence[str]
+    column: str
+    seeds: Sequence[int]
+    rates: Sequence[float]
+
+
+def held_out(experiment: Experiment, part: Part) -> str:
+    """The path of an npz file of the training images of a part, some of them held out, as the images of its test."""
+    import utils
+
+    shape = MODELS["cifarnet" if part.convs == CIFARNET else "fconv"].image_shape
+    train, _ = utils.load_data(part.images.format(**experiment.data), shape)
+    learnt, others = train_test(train.labels.numpy(), HELD_OUT, 0)
+    return str(stored_npz(dwp_path() / "held-out", train[learnt], train[others]))
+
+
+def choose_rates(experiment: Experiment, name: str, part: Part, runs: Sequence[str]) -> tuple[list[float], list[Path]]:
+    """The rate of each training, and the run directories of those that chose it. As `train_all`.
+
+    It is the one with the largest mean of the column over the evaluations on images that are held out, with the seed 0,
+    which no reported run has. A rate whose loss became infinite or NaN is not chosen.
+    """
+    data, rates = shlex.quote(held_out(experiment, part)), part.rates
+    lines = [f"{run} --data {data} --lr {rate:g} --seed 0" for run in runs for rate in rates]
+    roots = experiment.run(f"{name}-choice", part.script, lines, accepted="not finite")
+    logs = [root and read_rows(root / f"{Path(part.script).name}-logs.csv") for root in roots]
+    means = [sum(row[part.column] for row in rows) / len(rows) if rows else -math.inf for rows in logs]
+    best = [max(zip(means[i : i + len(rates)], rates, strict=True))[1] for i in range(0, len(means), len(rates))]
+    return best, [root for root in roots if root]
+
+
+def train_all(
+    experiment: Experiment, name: str, part: Part, runs: Sequence[str]
+) -> tuple[list[float], list[list[list[Row]]], list[Path]]:
+    """The rate of each training, the rows of the logs of its seeds, and the run directories of all.
+
+    `name` is that of the part; `runs` are arguments of its script, without images, rate and seed.
+    """
+    rates, tried = choose_rates(experiment, name, part, runs) if part.rates else ([RATE] * len(runs), [])
+    shared = [f"{run} --data {part.images} --lr {rate:g}" for run, rate in zip(runs, rates, strict=True)]
+    roots = experiment.run(name, part.script, [f"{own} --seed {seed}" for own in shared for seed in part.seeds])
+    logs, n = [read_rows(root / f"{Path(part.script).name}-logs.csv") for root in roots], len(part.seeds)
+    return rates, [logs[i : i + n] for i in range(0, len(logs), n)], tried + roots
 
 
 def published(figure: str, data: str, method: str) -> dict[str, float]:

@@ -66,15 +66,15 @@ def plot_panels(
 ) -> plt.Figure:
     """A figure of panels in rows, by the label of the y-axis. Beside each row is the legend of its first panel.
 
-    `xlabel` is the label of the x-axis, or one for each panel. With `bands` the spread is a band around a line,
-    otherwise a bar at each point; at a word, the bars of the curves stand side by side.
+    The last row can have fewer panels. `xlabel` is the label of the x-axis, or one for each panel. With `bands` the
+    spread is a band around a line, otherwise a bar at each point; at a word, the bars of the curves stand side by side.
     """
-    columns = len(panels) // rows
+    columns = -(-len(panels) // rows)
     size = (4.5 * columns + 1.5, 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
     hollow = {"markerfacecolor": "none", "markersize": 5, "linewidth": 1, "linestyle": "none" if bands else "--"}
-    for axis, xlabel, (ylabel, curves) in zip(axes.flat, xlabels, panels.items(), strict=True):
+    for axis, xlabel, (ylabel, curves) in zip(axes.flat, xlabels, panels.items(), strict=False):
         for i, (curve, marker) in enumerate(zip(curves, cycle(MARKERS), strict=False)):
             shift = 0.05 * (i - (len(curves) - 1) / 2) if isinstance(curve.x[0], str) else 0
             moved = Affine2D().translate(shift, 0) + axis.transData
@@ -92,6 +92,8 @@ def plot_panels(
             axis.errorbar([], [], color="gray", marker="o", label="published", **hollow)
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
         axis.grid(alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     for row in axes:
         row[-1].legend(*row[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1))
     if title:

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import torch
 
+import utils
 from experiments import paper
 from runs.log import read_rows
 from sweeps import cluster
@@ -26,11 +28,16 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
                 finished[key] = script(key[1]).main(list(key[2])).root
         return [finished[key] for key in keys]
 
-    make = sweep_trials.make_trial
+    load, make = utils.load_data, sweep_trials.make_trial
 
     def make_small(path, words, label):  # the small data sets have no MNIST, and 20 images
         small = {"mnist": "not-mnist", "6000": "2", "200": "10"}
         return make(path, [small.get(word, word) for word in words], label)
+
+    def load_small(name, *more):
+        """In place of MNIST the small images, three of each, so that some can be held out."""
+        parts = load("not-mnist" if name == "mnist" else name, *more)
+        return tuple(part[torch.arange(len(part.labels)).repeat(3)] for part in parts) if name == "mnist" else parts
 
     def small(text):
         """The arguments of runs in small batches."""
@@ -38,6 +45,8 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
 
     monkeypatch.setattr(sweep_trials, "make_trial", make_small)
     monkeypatch.setattr(cluster, "run_sweep", run_sweep)
+    monkeypatch.setattr(utils, "load_data", load_small)
+    monkeypatch.setattr(paper, "HELD_OUT", 0.5)
     monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
     (sandbox / "kernels").mkdir()
     for k in (5, 7):

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+import utils
 from experiments import active, classification, convergence, feature_extraction, paper, protocol, uncertainty
 from experiments.methods import METHODS, Method
 from runs.errors import UserError
@@ -30,12 +32,12 @@ def test_convergence(run_experiment, monkeypatch):
     rows, logs = run_experiment(
         convergence, lambda small: {"mnist-vae": task._replace(shared=small(task.shared) + " --eval_freq 1")}
     )
-    assert [row[0] for row in rows] == ["initialization", "dwp", "filters", "xavier"]
+    assert [row[:2] for row in rows] == [["initialization", "rate"], *([init, "0.001"] for init in paper.INITS)]
     for row, own in zip(rows[1:], (logs[:2], logs[2:4], logs[4:]), strict=True):
-        for step, cell in ((1, row[1]), (2, row[3])):
+        for step, cell in ((1, row[2]), (2, row[4])):
             values = [next(r["test_elbo"] for r in log if r["t"] == step) for log in own]
             assert mean_and_spread(cell) == pytest.approx([np.mean(values), np.std(values, ddof=1)], abs=0.06)
-    assert rows[1][2::2] == ["", ""]
+    assert rows[1][3::2] == ["", ""]
     assert [(curve.label, curve.x) for curve in drawn[task.ylabel]] == [(init, [2]) for init in paper.INITS]
 
 
@@ -44,25 +46,69 @@ def test_steps_to_a_target():
     assert [convergence.first_step(curve, target) for target in (0.96, 0.98)] == [20, float("inf")]
     tasks = convergence.SCALES["laptop"]
     rows = convergence.compare(
-        "mnist-vae", tasks["mnist-vae"], {"xavier": [{200: -150.04, 1000: -94}, {200: -150, 1000: -95}]}
+        tasks["mnist-vae"], {"xavier": [{200: -150.04, 1000: -94}, {200: -150, 1000: -95}]}, [0.01]
     )[1:]
-    assert rows == [["xavier", "-150.0 ± 0.0 (2)", "-160", "-94.5 ± 0.7 (2)", "-95"]]
+    assert rows == [["xavier", "0.01", "-150.0 ± 0.0 (2)", "-160", "-94.5 ± 0.7 (2)", "-95"]]
     curves = {"dwp": [curve, {1: 0.96}], "filters": [curve, curve], "xavier": [curve, {1: 0.3}]}
-    headers, *rows = convergence.compare("mnist", tasks["mnist"], curves)
-    assert headers == ["initialization", "steps to 0.96: mean ± std (n)", "published"]
-    assert rows == [["dwp", "10 ± 13 (2)", "50"], ["filters", "20 ± 0 (2)", "33"], ["xavier", "not by 1 of 2", "97"]]
+    headers, *rows = convergence.compare(tasks["mnist"], curves, [0.001, 0.03, 0.1])
+    assert headers == ["initialization", "rate", "steps to 0.96: mean ± std (n)", "published"]
+    assert rows == [
+        ["dwp", "0.001", "10 ± 13 (2)", "50"],
+        ["filters", "0.03", "20 ± 0 (2)", "33"],
+        ["xavier", "0.1", "not by 1 of 2", "97"],
+    ]
+
+
+SMALL = feature_extraction.SMALL._replace(shared=f"{feature_extraction.MNIST} --epochs 2 --bs 5")
 
 
 def test_feature_extraction(run_experiment):
-    rows, logs = run_experiment(
-        feature_extraction, lambda small: {"mnist": feature_extraction.Part((16, 8), (1, 2), small(FEATURES))}
-    )
+    rows, logs = run_experiment(feature_extraction, lambda small: {"mnist": SMALL})
     assert [row[0] for row in rows] == ["k", "1/16", "1/8"]
     accuracies = np.reshape([log[-1]["test_acc"] for log in logs], (3, 2, 2))  # initialization, scale, seed
     for i, row in enumerate(rows[1:]):
-        for own, cell in zip(accuracies[:, i], row[1::2], strict=True):
+        assert row[1::3] == ["0.001"] * 3
+        for own, cell in zip(accuracies[:, i], row[2::3], strict=True):
             assert mean_and_spread(cell) == pytest.approx([own.mean(), own.std(ddof=1)], abs=1e-4)
-    assert rows[1][2::2] == ["0.9565", "0.963", "0.9305"]
+    assert rows[1][3::3] == ["0.9565", "0.963", "0.9305"]
+
+
+def test_a_rate_for_each_initialization(run_experiment):
+    """The reported runs have the rate whose run with the seed 0 is best on training images that are held out."""
+    rates = (1e-9, 0.01)
+    part = SMALL._replace(rates=rates)
+    rows, logs = run_experiment(feature_extraction, lambda small: {"mnist-rates": part})
+    found = np.reshape([log[-1]["test_acc"] for log in logs[:12]], (3, 2, 2))  # initialization, scale, rate
+    chosen = [[max(zip(own, rates, strict=True))[1] for own in scales] for scales in found]
+    assert [[float(row[1 + 3 * i]) for row in rows[1:]] for i in range(3)] == chosen
+    used = [2 * log[-1]["lr"] for log in logs[12:]]  # the second of two epochs has half of the rate
+    assert used == [rate for own in chosen for rate in own for _ in part.seeds]
+
+
+def test_images_that_are_held_out(run_experiment, sandbox):
+    """A rate is chosen on training images alone, each held out or to learn from."""
+    run_experiment(feature_extraction, lambda small: {"mnist-rates": SMALL._replace(rates=(0.01, 0.1))})
+    (file,) = sandbox.glob("logs/held-out/*.npz")
+    own = utils.load_data(str(file))
+    train, _ = utils.load_data("mnist")
+    together = torch.cat([part.images for part in own]).flatten(1)
+    assert sorted(together.tolist()) == sorted(train.images.flatten(1).tolist())
+    assert min(len(part.labels) for part in own) > 0
+    for params in map(read_yaml, sandbox.glob("logs/exman-train-net.py/runs/*/params.yaml")):
+        assert params["data"] == (str(file) if params["seed"] == 0 else "not-mnist")
+
+
+def test_the_best_of_all_evaluations_and_a_rate_that_diverged(tmp_path, monkeypatch):
+    roots = [tmp_path / name for name in "abc"]
+    for root, elbos in zip(roots, ((-90, -80), (-80, -84), (-85, -85)), strict=True):
+        root.mkdir()
+        rows = "".join(f"{10 * t},{elbo}\n" for t, elbo in enumerate(elbos))
+        (root / "train-image-vae.py-logs.csv").write_text(f"t,test_elbo\n{rows}")
+    experiment = paper.parse("convergence", "", convergence.SCALES, ["--scale", "smoke"])
+    monkeypatch.setattr(cluster, "run_sweep", lambda name, trials, *more: [*roots[:2], None, None, roots[2], None])
+    monkeypatch.setattr(paper, "held_out", lambda *more: "held-out.npz")
+    part = convergence.IMAGE_VAE._replace(rates=(1, 2, 3))
+    assert paper.choose_rates(experiment, "x", part, ["--epochs 1", "--epochs 2"]) == ([2, 2], roots)
 
 
 def test_classification(run_experiment, small_inputs, sandbox, monkeypatch):
@@ -192,9 +238,6 @@ def test_the_part_published_with_other_vaes(sandbox, vae_folder, monkeypatch, ca
         assert [str(folder) in stop.value.args[0] for folder in folders] == [used, used]
 
 
-FEATURES = f"{feature_extraction.MNIST} --num_examples 10 --epochs 2 --bs 5"
-
-
 MODULES = (active, classification, convergence, feature_extraction, uncertainty)
 PARTS = [(m, scale, part) for m in MODULES for scale, parts in m.SCALES.items() for part in parts]
 
@@ -213,6 +256,7 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
         (sandbox / "cifar" / file).touch()
     monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
     monkeypatch.setattr(classification, "CIFAR", sandbox / "cifar")
+    monkeypatch.setattr(paper, "held_out", lambda *more: "held-out.npz")
     monkeypatch.setattr(classification, "load_colour", lambda *more: None)
     monkeypatch.setattr(classification, "task_file", lambda experiment: sandbox / "tasks.npz")
     with pytest.raises(InterruptedError):
@@ -228,7 +272,8 @@ def test_a_part_of_another_scale(sandbox, capsys):
     with pytest.raises(SystemExit) as stop:
         convergence.main(["--scale", "smoke", "--parts", "cifar10"])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and "--parts: found cifar10, expected of mnist-vae, mnist at this scale" in err
+    assert stop.value.code == 2
+    assert "--parts: found cifar10, expected of mnist-vae, mnist, mnist-rates at this scale" in err
 
 
 @pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
