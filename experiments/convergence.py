@@ -77,6 +77,7 @@ FCONV = Task(
     "test_acc",
     "fconv: test accuracy",
     range(1, 11),
+    steps=(300,),
     target=0.96,
     digits=3,
 )
@@ -98,7 +99,7 @@ SMALL = FCONV._replace(shared="--hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1",
 
 def with_rates(tasks: Sequence[Task]) -> dict[str, Task]:
     """Tasks by the name of their part: with one rate for all initializations, and then with a rate for each."""
-    own = {f"{t.data}-rates": t._replace(rates=RATES, ylabel=f"{t.ylabel}, own rates") for t in tasks}
+    own = {f"{t.data}-rates": t._replace(rates=RATES, ylabel=f"{t.ylabel}, tuned rates") for t in tasks}
     return {task.data: task for task in tasks} | own
 
 
@@ -107,7 +108,7 @@ SCALES = {
     "smoke": {
         "mnist-vae": IMAGE_VAE._replace(shared="--hid_dim 2 2 --bs 6000 --epochs 1 --eval_freq 5", **SMOKE),
         "mnist": SMALL,
-        "mnist-rates": SMALL._replace(ylabel=f"{SMALL.ylabel}, own rates", rates=RATES[:2]),
+        "mnist-rates": SMALL._replace(ylabel=f"{SMALL.ylabel}, tuned rates", rates=RATES[:2]),
     },
     "laptop": with_rates((IMAGE_VAE, FCONV, COLOUR)),
     "paper": with_rates(

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             for row, scale, rate, values in zip(rows, scales, rates[own], accuracies[own], strict=True):
                 row += [f"{rate:g}", mean_text(values, 4), f"{paper[scale]:g}" if scale in paper else ""]
             curves.append(mean_curve(init, scales, accuracies[own], list(paper.items())))
-        title = f"{part.data}: test accuracy{', own rates' if part.rates else ''}"
+        title = f"{part.data}: test accuracy{', tuned rates' if part.rates else ''}"
         panels[title] = curves
         tables[title] = [headers, *rows]
     rows = len({bool(part.rates) for part in parts.values()})

@@ -42,20 +42,21 @@ def test_convergence(run_experiment, monkeypatch):
 
 
 def test_steps_to_a_target():
-    curve = {1: 0.3, 10: 0.95, 20: 0.97, 30: 0.96}
+    curve = {1: 0.3, 10: 0.95, 20: 0.97, 300: 0.96}
     assert [convergence.first_step(curve, target) for target in (0.96, 0.98)] == [20, float("inf")]
     tasks = convergence.SCALES["laptop"]
     rows = convergence.compare(
         tasks["mnist-vae"], {"xavier": [{200: -150.04, 1000: -94}, {200: -150, 1000: -95}]}, [0.01]
     )[1:]
     assert rows == [["xavier", "0.01", "-150.0 ± 0.0 (2)", "-160", "-94.5 ± 0.7 (2)", "-95"]]
-    curves = {"dwp": [curve, {1: 0.96}], "filters": [curve, curve], "xavier": [curve, {1: 0.3}]}
+    curves = {"dwp": [curve, {1: 0.96, 300: 0.98}], "filters": [curve, curve], "xavier": [curve, {1: 0.3, 300: 0.9}]}
     headers, *rows = convergence.compare(tasks["mnist"], curves, [0.001, 0.03, 0.1])
-    assert headers == ["initialization", "rate", "steps to 0.96: mean ± std (n)", "published"]
+    columns = ["at step 300: mean ± std (n)", "published", "steps to 0.96: mean ± std (n)", "published"]
+    assert headers == ["initialization", "rate", *columns]
     assert rows == [
-        ["dwp", "0.001", "10 ± 13 (2)", "50"],
-        ["filters", "0.03", "20 ± 0 (2)", "33"],
-        ["xavier", "0.1", "not by 1 of 2", "97"],
+        ["dwp", "0.001", "0.970 ± 0.014 (2)", "", "10 ± 13 (2)", "50"],
+        ["filters", "0.03", "0.960 ± 0.000 (2)", "", "20 ± 0 (2)", "33"],
+        ["xavier", "0.1", "0.930 ± 0.042 (2)", "", "not by 1 of 2", "97"],
     ]
 
 

@@ -26,6 +26,8 @@ SECTIONS = {
     for title, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", path.read_text(), re.MULTILINE | re.DOTALL)
 }
 TASKS = "classification-laptop/tasks/4500-7bdc7d4b1ea93b1f.npz"  # by the content of CIFAR-100's images in tasks
+# Training images of which some are held out, by the option's place for their name, and by their content.
+HELD_OUT = {"mnist": "held-out/50000-b9f0ca0e8a514ca8.npz", "{cifar10}": "held-out/41666-9d81f29f3461f3df.npz"}
 SCORES = r"0\.\d{4} ± 0\.\d{4} \| \d\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3}"  # accuracy, NLL, ECE
 
 
@@ -46,6 +48,7 @@ def test_a_report_from_the_stored_records(module, records, tmp_path, monkeypatch
     monkeypatch.setenv("DWP_PATH", str(logs))
     tasks = {"cifar100": str(logs / TASKS)}
     monkeypatch.setattr(classification, "with_tasks", lambda own: own._replace(data=own.data | tasks))  # without images
+    monkeypatch.setattr(paper, "held_out", lambda experiment, part: str(logs / HELD_OUT[part.images]))
     monkeypatch.setattr(inputs, "check_inputs", functools.partial(inputs.check_inputs, images=False))
     monkeypatch.setattr(cluster, "connected", None)  # no trial is run
     monkeypatch.chdir(tmp_path)
