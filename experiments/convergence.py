@@ -97,10 +97,14 @@ SMOKE = {"seeds": (1, 2), "steps": (10,)}
 SMALL = FCONV._replace(shared="--hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1", **SMOKE)
 
 
-def with_rates(tasks: Sequence[Task]) -> dict[str, Task]:
-    """Tasks by the name of their part: with one rate for all initializations, and then with a rate for each."""
-    own = {f"{t.data}-rates": t._replace(rates=RATES, ylabel=f"{t.ylabel}, tuned rates") for t in tasks}
-    return {task.data: task for task in tasks} | own
+def with_rates(tasks: Sequence[Task], seeds: int) -> dict[str, Task]:
+    """Tasks by the name of their part: with one rate for all initializations, then with a rate for each and so many
+    seeds."""
+    tuned = {
+        f"{task.data}-rates": task._replace(rates=RATES, seeds=task.seeds[:seeds], ylabel=f"{task.ylabel}, tuned rates")
+        for task in tasks
+    }
+    return {task.data: task for task in tasks} | tuned
 
 
 # By scale and part.
@@ -110,9 +114,9 @@ SCALES = {
         "mnist": SMALL,
         "mnist-rates": SMALL._replace(ylabel=f"{SMALL.ylabel}, tuned rates", rates=RATES[:2]),
     },
-    "laptop": with_rates((IMAGE_VAE, FCONV, COLOUR)),
+    "laptop": with_rates((IMAGE_VAE, FCONV, COLOUR), 5),
     "paper": with_rates(
-        (IMAGE_VAE, FCONV, COLOUR._replace(shared=COLOUR.shared.replace("0.25", "1"), seeds=range(1, 11)))
+        (IMAGE_VAE, FCONV, COLOUR._replace(shared=COLOUR.shared.replace("0.25", "1"), seeds=range(1, 11))), 10
     ),
 }
 
