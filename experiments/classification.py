@@ -35,7 +35,7 @@ from experiments.protocol import Score, by_split, read_score, tune_experiment
 from experiments.subsets import stored_npz
 from models.configs import MODELS
 from runs.errors import UserError, one_line_errors, user_error
-from runs.log import read_rows
+from runs.log import log_path, read_rows
 from sweeps.tables import standard_error, summary
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def run_theirs(experiment: Experiment, part: Theirs, part_name: str) -> tuple[Re
         for n, splits in part.splits.items():
             lines = [f"{task} --num_examples {n} --data_split_seed {k} --seed 42" for k in splits]
             found = experiment.run(f"{sweeps}-{method}-{n}", script, lines)
-            last = [read_rows(root / f"{script}-logs.csv")[-1] for root in found]
+            last = [read_rows(log_path(root, script))[-1] for root in found]
             results[method][n] = [{score: row[column] for score, column in columns.items()} for row in last]
             roots += found
     return results, roots

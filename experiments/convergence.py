@@ -23,8 +23,10 @@ from experiments.paper import (
     mean_curve,
     mean_text,
     parse,
+    part_title,
     published,
     train_all,
+    with_rates,
     write_report,
 )
 from runs.errors import one_line_errors
@@ -97,26 +99,15 @@ SMOKE = {"seeds": (1, 2), "steps": (10,)}
 SMALL = FCONV._replace(shared="--hid_dim 2 2 --bs 6000 --epochs 1 --fastconv 1", **SMOKE)
 
 
-def with_rates(tasks: Sequence[Task], seeds: int) -> dict[str, Task]:
-    """Tasks by the name of their part: with one rate for all initializations, then with a rate for each and so many
-    seeds."""
-    tuned = {
-        f"{task.data}-rates": task._replace(rates=RATES, seeds=task.seeds[:seeds], ylabel=f"{task.ylabel}, tuned rates")
-        for task in tasks
-    }
-    return {task.data: task for task in tasks} | tuned
-
-
 # By scale and part.
 SCALES = {
     "smoke": {
         "mnist-vae": IMAGE_VAE._replace(shared="--hid_dim 2 2 --bs 6000 --epochs 1 --eval_freq 5", **SMOKE),
-        "mnist": SMALL,
-        "mnist-rates": SMALL._replace(ylabel=f"{SMALL.ylabel}, tuned rates", rates=RATES[:2]),
+        **with_rates((SMALL,), RATES[:2]),
     },
-    "laptop": with_rates((IMAGE_VAE, FCONV, COLOUR), 5),
+    "laptop": with_rates((IMAGE_VAE, FCONV, COLOUR), seeds=5),
     "paper": with_rates(
-        (IMAGE_VAE, FCONV, COLOUR._replace(shared=COLOUR.shared.replace("0.25", "1"), seeds=range(1, 11))), 10
+        (IMAGE_VAE, FCONV, COLOUR._replace(shared=COLOUR.shared.replace("0.25", "1"), seeds=range(1, 11)))
     ),
 }
 
@@ -170,12 +161,13 @@ def main(argv: list[str] | None = None) -> None:
             init: [{row["t"]: row[task.column] for row in rows} for rows in own]
             for init, own in zip(INITS, logs, strict=True)
         }
-        tables[task.ylabel] = compare(task, curves, rates)
-        panels[task.ylabel] = []
+        title = part_title(task.ylabel, task)
+        tables[title] = compare(task, curves, rates)
+        panels[title] = []
         for init, own in curves.items():
             steps = list(own[0])[1:]  # the values at step 1 are so low that the others would look the same
             values = [[curve[step] for curve in own] for step in steps]
-            panels[task.ylabel].append(mean_curve(init, steps, values, published_points(task, init)))
+            panels[title].append(mean_curve(init, steps, values, published_points(task, init)))
     rows = len({bool(task.rates) for task in tasks.values()})
     write_report(experiment, tables, roots, panels, "steps", bands=True, rows=rows)
 

@@ -22,8 +22,10 @@ from experiments.paper import (
     mean_curve,
     mean_text,
     parse,
+    part_title,
     published,
     train_all,
+    with_rates,
     write_report,
 )
 from runs.errors import one_line_errors
@@ -63,14 +65,9 @@ COLOUR = "--model cifarnet --rfe 1 --eval_freq 0"
 SMALL = Part("mnist", "mnist", (16, 8), (1, 2), f"{MNIST} --num_examples 200 --epochs 2")
 
 
-def with_rates(parts: Sequence[Part]) -> dict[str, Part]:
-    """Parts by name: with one rate for all initializations, and then with a rate for each."""
-    return {part.data: part for part in parts} | {f"{p.data}-rates": p._replace(rates=RATES) for p in parts}
-
-
 # By scale and part.
 SCALES = {
-    "smoke": {"mnist": SMALL, "mnist-rates": SMALL._replace(rates=RATES[:2])},
+    "smoke": with_rates((SMALL,), RATES[:2]),
     "laptop": with_rates(
         (
             Part("mnist", "mnist", ALL, range(1, 6), f"{MNIST} --epochs 60 --precision auto"),
@@ -108,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
             for row, scale, rate, values in zip(rows, scales, rates[own], accuracies[own], strict=True):
                 row += [f"{rate:g}", mean_text(values, 4), f"{paper[scale]:g}" if scale in paper else ""]
             curves.append(mean_curve(init, scales, accuracies[own], list(paper.items())))
-        title = f"{part.data}: test accuracy{', tuned rates' if part.rates else ''}"
+        title = part_title(f"{part.data}: test accuracy", part)
         panels[title] = curves
         tables[title] = [headers, *rows]
     rows = len({bool(part.rates) for part in parts.values()})

@@ -16,7 +16,7 @@ from models.configs import MODELS
 from runs.directory import ROOT, dwp_path
 from runs.errors import UserError, require_packages
 from runs.files import atomic_write, read_yaml
-from runs.log import Row, read_rows
+from runs.log import Row, log_path, read_rows
 from runs.options import Parser
 from runs.types import data_type, path_type
 from sweeps.cluster import Resources, parse_resources, run_lines
@@ -152,6 +152,18 @@ class Part(Protocol):
     rates: Sequence[float]
 
 
+def with_rates(parts: Sequence[Any], rates: Sequence[float] = RATES, seeds: int | None = None) -> dict[str, Any]:
+    """Parts by the name of their data: with one rate for all trainings, and then, as `<name>-rates`, with a rate for
+    each and the first `seeds`, by default all."""
+    tuned = {f"{part.data}-rates": part._replace(rates=rates, seeds=part.seeds[:seeds]) for part in parts}
+    return {part.data: part for part in parts} | tuned
+
+
+def part_title(label: str, part: Part) -> str:
+    """The label of a panel and a table, which tells whether the rates of a part are chosen."""
+    return f"{label}, tuned rates" if part.rates else label
+
+
 def held_out(experiment: Experiment, part: Part) -> str:
     """The path of an npz file of the training images of a part, some of them held out, as the images of its test."""
     import utils
@@ -171,7 +183,7 @@ def choose_rates(experiment: Experiment, name: str, part: Part, runs: Sequence[s
     data, rates = shlex.quote(held_out(experiment, part)), part.rates
     lines = [f"{run} --data {data} --lr {rate:g} --seed 0" for run in runs for rate in rates]
     roots = experiment.run(f"{name}-choice", part.script, lines, accepted="not finite")
-    logs = [root and read_rows(root / f"{Path(part.script).name}-logs.csv") for root in roots]
+    logs = [root and read_rows(log_path(root, part.script)) for root in roots]
     means = [sum(row[part.column] for row in rows) / len(rows) if rows else -math.inf for rows in logs]
     best = [max(zip(means[i : i + len(rates)], rates, strict=True))[1] for i in range(0, len(means), len(rates))]
     return best, [root for root in roots if root]
@@ -187,7 +199,7 @@ def train_all(
     rates, tried = choose_rates(experiment, name, part, runs) if part.rates else ([RATE] * len(runs), [])
     shared = [f"{run} --data {part.images} --lr {rate:g}" for run, rate in zip(runs, rates, strict=True)]
     roots = experiment.run(name, part.script, [f"{own} --seed {seed}" for own in shared for seed in part.seeds])
-    logs, n = [read_rows(root / f"{Path(part.script).name}-logs.csv") for root in roots], len(part.seeds)
+    logs, n = [read_rows(log_path(root, part.script)) for root in roots], len(part.seeds)
     return rates, [logs[i : i + n] for i in range(0, len(logs), n)], tried + roots
 
 

@@ -9,7 +9,7 @@ from experiments.methods import METHODS, SOURCES, Method
 from experiments.paper import Experiment
 from runs.errors import UserError, user_error
 from runs.files import read_yaml, write_yaml
-from runs.log import read_rows, write_csv
+from runs.log import log_path, read_rows, write_csv
 from sweeps.cluster import Resources, run_lines
 from sweeps.tables import mean_scores
 
@@ -91,7 +91,7 @@ class Sweeps:
 
 def read_score(method: Method, root: Path) -> Score:
     """The scores of a finished run by the method's prediction."""
-    last = read_rows(root / f"{method.script}-logs.csv")[-1]
+    last = read_rows(log_path(root, method.script))[-1]
     return {score: last[column] for score, column in method.predicts_by.columns.items()}
 
 

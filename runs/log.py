@@ -23,6 +23,11 @@ HEADER_EVERY = 40  # rows of the printed table between two headers
 Row = dict[str, float]
 
 
+def log_path(root: str | Path, script: str) -> Path:
+    """The path of the log in the run directory of a script, given by its name or path."""
+    return Path(root, f"{Path(script).name}-logs.csv")
+
+
 def read_rows(path: str | Path) -> list[Row]:
     """Read the rows of a CSV log. A last line without a newline is incomplete and ignored.
 
@@ -76,7 +81,7 @@ class Log:
 
     def __init__(self, root: Path, script: str):
         self.root = root
-        self.csv = root / f"{script}-logs.csv"
+        self.csv = log_path(root, script)
         self.text = root / f"{script}-logs.out"
         self.rows: list[Row] = []
         self._noted: list[str] = []  # failures of the standard streams

@@ -74,7 +74,7 @@ def plot_panels(
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
     hollow = {"markerfacecolor": "none", "markersize": 5, "linewidth": 1, "linestyle": "none" if bands else "--"}
-    for axis, xlabel, (ylabel, curves) in zip(axes.flat, xlabels, panels.items(), strict=False):
+    for axis, xlabel, (ylabel, curves) in zip(axes.flat[: len(panels)], xlabels, panels.items(), strict=True):
         for i, (curve, marker) in enumerate(zip(curves, cycle(MARKERS), strict=False)):
             shift = 0.05 * (i - (len(curves) - 1) / 2) if isinstance(curve.x[0], str) else 0
             moved = Affine2D().translate(shift, 0) + axis.transData

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from runs.directory import script_folder
 from runs.errors import UserError
 from runs.files import atomic_write, read_yaml, sha256, write_yaml
+from runs.log import log_path
 from sweeps.cluster import Resources, run_sweep
 from sweeps.grid import make_trials, split_options
 from sweeps.tables import reported
@@ -99,7 +100,7 @@ def sweep_stage(
     def make() -> list[Path]:
         trials = make_trials(find_script(script), split_options(options)[1], shared)
         roots = run_sweep(f"{context.out.name}-{name}", trials, context.resources, context.command)
-        files = ("params.yaml", f"{Path(script).name}-logs.csv", SCRIPTS[script].weights)
+        files = ("params.yaml", log_path("", script), SCRIPTS[script].weights)
         return [root / file for root in roots for file in files]
 
     discard = functools.partial(discard_run, script)

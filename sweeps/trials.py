@@ -27,7 +27,7 @@ from typing import IO, Any, NamedTuple
 from runs.directory import ROOT, dwp_path, is_locked, script_folder
 from runs.errors import UserError
 from runs.files import read_yaml, write_yaml
-from runs.log import read_rows
+from runs.log import log_path, read_rows
 from runs.options import ADDED, NOT_IDENTIFYING
 from runs.signals import STOP_SIGNALS
 
@@ -137,7 +137,7 @@ class Trial:
 
     def metric(self, root: str) -> str:
         """Name and last value of the metric in the run's log, or "" if there is none yet. Raises UserError."""
-        log = Path(root, f"{Path(self.script).name}-logs.csv")
+        log = log_path(root, self.script)
         rows = read_rows(log) if self.in_project and root and log.is_file() else []
         metric = SCRIPTS[self.script_name].metric if rows else ""
         values = [f"{k} {v:.4g}" for row in rows[-1:] for k, v in row.items() if k.startswith(metric)]
