@@ -29,18 +29,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.idx import of_classes
-from experiments.methods import CIFARNETNEW, CLASSIFICATION, FCONV, PREDICTIONS, SHAPE, SHAPE_COLOUR
-from experiments.paper import CIFAR, Experiment, difference_text, parse, published, require_files, write_report
-from experiments.protocol import Score, by_split, read_score, tune_experiment
+from experiments.methods import CIFARNETNEW, CLASSIFICATION, FCONV, METHODS, PREDICTIONS, SHAPE, SHAPE_COLOUR
+from experiments.paper import (
+    CIFAR,
+    Experiment,
+    difference_text,
+    load_images,
+    parse,
+    published,
+    require_files,
+    write_report,
+)
+from experiments.protocol import Score, by_split, read_score, read_settings, tune_experiment
 from experiments.subsets import stored_npz
-from models.configs import MODELS
 from runs.errors import UserError, one_line_errors, user_error
 from runs.log import log_path, read_rows
 from sweeps.tables import standard_error, summary
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
-    from utils import DataSet
 
 TITLES = {
     "ours": "As we would run it",
@@ -127,7 +134,9 @@ SCALES = {
         "ours": Ours({n: range(10 if n < 200 else 5) for n in SIZES}, (42, 43), GREY),
         "published": Theirs({50: range(5)}, "--kl_kernels 512"),
         "published-dwp": Theirs(
-            {50: range(5), 100: range(3), 200: range(3), 500: range(2)}, "--kl_kernels 512", methods=("dwp",)
+            {50: range(5), 100: range(3), 200: range(3), 500: range(2), 1000: range(1)},
+            "--kl_kernels 512",
+            methods=("dwp",),
         ),
         "ours-cifar10": Ours(dict.fromkeys(COLOUR_SIZES, range(3)), (42, 43), COLOUR, target=CIFAR10),
     },
@@ -141,19 +150,6 @@ SCALES = {
 Results = dict[str, dict[int, list[Score]]]  # scores of each split by method and number of images
 
 
-def load_colour(experiment: Experiment, option: str, n_classes: int) -> list["DataSet"]:
-    """Both parts of the data set of an option, with all classes and test images. Raises UserError."""
-    import utils
-
-    name = experiment.data[option]
-    parts = utils.load_data(name, MODELS["cifarnetnew"].image_shape)
-    for part, data in zip(("training", "test"), parts, strict=True):
-        found = len(set(data.labels.tolist()))
-        if found != n_classes:
-            raise UserError(f"--{option} {name}: found {found} classes of {part} images, expected {n_classes}")
-    return list(parts)
-
-
 def task_file(experiment: Experiment) -> Path:
     """An npz file of the images of ten classes of CIFAR-100, written if it does not exist."""
     import torch
@@ -162,7 +158,7 @@ def task_file(experiment: Experiment) -> Path:
 
     parts = [
         utils.DataSet(*map(torch.from_numpy, of_classes((part.images.numpy(), part.labels.numpy()), CLASSES)))
-        for part in load_colour(experiment, "cifar100", 100)
+        for part in load_images(experiment, "cifar100", 100)
     ]
     return stored_npz(experiment.kept / "tasks", *parts)
 
@@ -172,8 +168,13 @@ def with_tasks(experiment: Experiment) -> Experiment:
 
     Checks the images, VAEs and kernels of the parts of CIFAR-10, before the first run. Raises UserError.
     """
+    import utils
+
     require_files([CIFAR / file.format(name) for name in CIFARNETNEW for file in ("vae{}", "conv{}/train.npy")])
-    load_colour(experiment, "cifar10", 10)
+    train, _ = load_images(experiment, "cifar10", 10)
+    largest = max(n for name in experiment.parts for n in SCALES[experiment.scale][name].splits if "cifar10" in name)
+    with user_error(f"--cifar10 {experiment.data['cifar10']}:"):
+        utils.few_shot_split(train.labels, largest, 0)
     if "ours-cifar10" not in experiment.parts:
         return experiment
     return experiment._replace(data={**experiment.data, "cifar100": str(task_file(experiment))})
@@ -183,9 +184,11 @@ def check_vaes(folder: str) -> None:
     """Check the VAEs of the parts as published, before the first run. Raises UserError."""
     import utils
 
-    for name in ("vae7x7", "vae5x5"):
+    for name, size in (("vae7x7", 7), ("vae5x5", 5)):
         with user_error("--vaes:"):
-            utils.load_vae(Path(folder, name))
+            vae = utils.load_vae(Path(folder, name))
+        if vae.kernel_dim != size:
+            raise UserError(f"--vaes {folder}: {name} is of kernels of size {vae.kernel_dim}, expected {size}")
 
 
 def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:
@@ -277,6 +280,9 @@ def panels_of(results: Results, title: str, data: str) -> dict[str, list["Curve"
 def main(argv: list[str] | None = None) -> None:
     experiment = parse("classification", __doc__, SCALES, argv, data=("cifar10", "cifar100", "vaes", "settings"))
     chosen = {name: SCALES[experiment.scale][name] for name in experiment.parts}
+    if path := experiment.data["settings"]:
+        for part in (part for part in chosen.values() if isinstance(part, Ours)):
+            read_settings(path, part.letters, {name: METHODS[name] for name in part.methods})
     if any(part.target is CIFAR10 for part in chosen.values()):
         experiment = with_tasks(experiment)
     if any(isinstance(part, Theirs) and part.target is MNIST for part in chosen.values()):
@@ -288,7 +294,8 @@ def main(argv: list[str] | None = None) -> None:
         tables[f"{TITLES[name]}:"] = block(results, part.target.name)
         panels |= panels_of(results, TITLES[name], part.target.name)
         roots += own
-    write_report(experiment, tables, roots, panels, "training images", rows=len(tables))
+    caption = "Bars: one standard error over splits. Hollow and dashed: read off the paper's figure."
+    write_report(experiment, tables, roots, panels, "training images", caption, rows=len(tables))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 The networks are an image VAE (`train-image-vae.py`) and an fconv, both on MNIST, and a cifarnet on CIFAR-10. The
 initializations are kernels that the VAEs of data/fconv or data/cifar decode ("dwp"), their source kernels ("filters"),
 and Xavier's. Adam's rate is constant: 0.001 for all three, and in the parts `-rates`, for each the one of five with the
-best mean of the metric over the same steps on training images that are held out. The figure, `convergence.png` and
-`.pdf`, has means over seeds after step 1, and bands of one standard deviation; points read off the paper's figure are
-hollow.
+best mean of the metric over a training, on a sixth of the training images, which is held out; the others make five
+sixths of the steps. The figure, `convergence.png` and `.pdf`, has means over seeds after step 1, and bands of one
+standard deviation; points read off the paper's figure are hollow.
 """
 
 import math
@@ -19,11 +19,11 @@ from experiments.paper import (
     CIFARNET,
     INITS,
     RATES,
-    init_options,
     mean_curve,
     mean_text,
     parse,
     part_title,
+    prepared,
     published,
     train_all,
     with_rates,
@@ -41,6 +41,7 @@ class Task(NamedTuple):
     ylabel : what the column is.
     steps : at which the table has the metric.
     target : a value of the metric; the table has the first step that reaches it.
+    floor : the lower end of the figure's y-axis, so that the curves can be told apart near the target.
     digits : of the metric in the table.
     """
 
@@ -54,6 +55,7 @@ class Task(NamedTuple):
     seeds: Sequence[int]
     steps: Sequence[int] = ()
     target: float | None = None
+    floor: float | None = None
     digits: int = 1
     rates: Sequence[float] = ()
 
@@ -81,6 +83,7 @@ FCONV = Task(
     range(1, 11),
     steps=(300,),
     target=0.96,
+    floor=0.9,
     digits=3,
 )
 COLOUR = Task(
@@ -129,7 +132,8 @@ def compare(task: Task, curves: Mapping[str, list[dict[int, float]]], rates: Seq
         row = [init, f"{rate:g}"]
         for step in task.steps:
             bound = paper.get(f"bound at step {step}")
-            row += [mean_text([curve[step] for curve in own], task.digits), "" if bound is None else f"{bound:g}"]
+            values = [curve[step] for curve in own if step in curve]  # fewer images make fewer steps
+            row += [mean_text(values, task.digits) if values else "", "" if bound is None else f"{bound:g}"]
         if task.target:
             steps = [first_step(curve, task.target) for curve in own]
             missed = sum(map(math.isinf, steps))
@@ -153,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     roots: list[Path] = []
     panels, tables = {}, {}
     tasks = {part: SCALES[experiment.scale][part] for part in experiment.parts}
-    inits = {part: [init_options(init, task.convs) for init in INITS] for part, task in tasks.items()}
+    inits = prepared(experiment, tasks)
     for part, task in tasks.items():
         rates, logs, found = train_all(experiment, part, task, [f"{task.shared} {options}" for options in inits[part]])
         roots += found
@@ -169,7 +173,9 @@ def main(argv: list[str] | None = None) -> None:
             values = [[curve[step] for curve in own] for step in steps]
             panels[title].append(mean_curve(init, steps, values, published_points(task, init)))
     rows = len({bool(task.rates) for task in tasks.values()})
-    write_report(experiment, tables, roots, panels, "steps", bands=True, rows=rows)
+    caption = "Bands: one standard deviation over seeds. Hollow: read off the paper's figure."
+    floors = {part_title(task.ylabel, task): task.floor for task in tasks.values()}
+    write_report(experiment, tables, roots, panels, "steps", caption, bands=True, rows=rows, floors=floors)
 
 
 if __name__ == "__main__":

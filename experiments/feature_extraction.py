@@ -18,11 +18,11 @@ from experiments.paper import (
     CIFARNET,
     INITS,
     RATES,
-    init_options,
     mean_curve,
     mean_text,
     parse,
     part_title,
+    prepared,
     published,
     train_all,
     with_rates,
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     roots: list[Path] = []
     panels, tables = {}, {}
     parts = {name: SCALES[experiment.scale][name] for name in experiment.parts}
-    inits = {name: [init_options(init, part.convs) for init in INITS] for name, part in parts.items()}
+    inits = prepared(experiment, parts)
     for name, part in parts.items():
         runs = [f"{part.shared} {own} {part.size_option(n)}" for own in inits[name] for n in part.fractions]
         rates, logs, found = train_all(experiment, name, part, runs)
@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
         panels[title] = curves
         tables[title] = [headers, *rows]
     rows = len({bool(part.rates) for part in parts.values()})
-    write_report(experiment, tables, roots, panels, "scale k of the channels", rows=rows)
+    caption = "Bars: one standard deviation over seeds. Hollow and dashed: read off the paper's figure."
+    write_report(experiment, tables, roots, panels, "scale k of the channels", caption, rows=rows)
 
 
 if __name__ == "__main__":

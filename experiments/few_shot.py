@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.methods import DEFAULT, METHODS, Method, with_kernels
-from experiments.paper import READ
+from experiments.paper import READ, make_folder
 from experiments.predictions import ensemble, predict_run
 from experiments.protocol import Chosen, Score, Sweeps, by_split, read_score, tune, write_settings
 from runs.directory import dwp_path
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         default=5,
         help="networks in an ensemble, whose seeds count up from the first of seeds; 0: none",
     )
-    kind, metavar, default, help = READ["settings"]
+    kind, metavar, default, _, help = READ["settings"]
     add("--settings", type=kind, metavar=metavar, default=default, help=help)
     add("--choose_by", choices=("acc", "nll"), default="acc", help="score that chooses a setting: its mean over tasks")
     add("--out", type=Path, help="folder of the results, by default $DWP_PATH/few-shot-<choose_by>")
@@ -154,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     import tabulate
 
     out = (args.out or dwp_path() / f"few-shot-{args.choose_by}").absolute()
+    make_folder(out, args.settings)
     sweeps = Sweeps(resources, f"python -m experiments.few_shot {shlex.join(argv)}", methods=methods)
     tuned: dict[int, dict[str, Chosen]] = {}
     rows: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from experiments.methods import CIFARNET
 from experiments.subsets import stored_npz
 from models.configs import MODELS
 from runs.directory import ROOT, dwp_path
-from runs.errors import UserError, require_packages
+from runs.errors import NOT_FINITE, UserError, require_packages, user_error
 from runs.files import atomic_write, read_yaml
 from runs.log import Row, log_path, read_rows
 from runs.options import Parser
@@ -25,6 +25,7 @@ from sweeps.tables import summary
 
 if TYPE_CHECKING:
     from sweeps.plots import Curve
+    from utils import DataSet
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 FCONV, CIFAR = (ROOT / "data" / name for name in ("fconv", "cifar"))
@@ -34,12 +35,25 @@ RATE = 0.001  # of Adam, where all initializations have the same
 RATES = (RATE, 0.003, 0.01, 0.03, 0.1)  # in the parts with a rate for each
 HELD_OUT = 1 / 6  # of the training images, on which a rate is chosen
 IMAGES = "the name of the data set, or an npz file with MedMNIST's layout"
-# Options that name what some commands read: the type, the metavar, the default, and the help.
+# Options that name what some commands read: the type, the metavar, the default, a word in the names of the parts that
+# read it, and the help.
 READ = {
-    "cifar10": (data_type, "NAME", "cifar", f"CIFAR-10: {IMAGES}"),
-    "cifar100": (data_type, "NAME", "cifar100", f"CIFAR-100: {IMAGES}"),
-    "vaes": (path_type, "DIR", str(FCONV / "scaled"), "folder with vae7x7 and vae5x5, for published and published-dwp"),
-    "settings": (path_type, "FILE.yaml", "", "a settings.yaml of an earlier command: what it has is not chosen again"),
+    "cifar10": (data_type, "NAME", "cifar", "cifar10", f"CIFAR-10: {IMAGES}"),
+    "cifar100": (data_type, "NAME", "cifar100", "ours-cifar10", f"CIFAR-100: {IMAGES}"),
+    "vaes": (
+        path_type,
+        "DIR",
+        str(FCONV / "scaled"),
+        "published",
+        "folder with vae7x7 and vae5x5, for published and published-dwp",
+    ),
+    "settings": (
+        path_type,
+        "FILE.yaml",
+        "",
+        "",
+        "a settings.yaml of an earlier command: what it has is not chosen again",
+    ),
 }
 
 
@@ -96,22 +110,63 @@ def parse(
     help = "file whose lines between <!-- NAME --> and <!-- end of NAME --> are replaced by the tables of these parts"
     parser.add_argument("--report", type=path_type, metavar="FILE.md", default="", help=help.replace("NAME", name))
     for option in data:
-        kind, metavar, default, help = READ[option]
+        kind, metavar, default, _, help = READ[option]
         parser.add_argument(f"--{option}", type=kind, metavar=metavar, default=default, help=help)
     args = parser.parse_args(own)
     out, resources = (args.out or dwp_path() / f"{name}-{args.scale}").absolute(), parse_resources(sweep_words)
+    named = {option: getattr(args, option) for option in data}
     require_packages(name, "ray")
     for part in args.parts or ():
         if part not in scales[args.scale]:
             raise UserError(f"--parts: found {part}, expected of {', '.join(scales[args.scale])} at this scale")
     chosen = [part for part in scales[args.scale] if part in (args.parts or grey)]
+    for option, value in named.items():
+        _, _, default, word, _ = READ[option]
+        if value != default and not any(word in part for part in chosen):
+            raise UserError(
+                f"--{option}: found no part that reads it, expected --parts with one that has {word} in its name"
+            )
     if args.report:  # mistakes are answered at once
         replaced(args.report, name, "")
         if not out.is_relative_to(Path(args.report).parent):
             raise UserError(f"--out {out}: expected a folder below that of {args.report}, which shows the figure")
+    make_folder(out, named.get("settings", ""))
     command = f"python -m experiments.{name} {shlex.join(argv)}"
-    named = {option: getattr(args, option) for option in data}
     return Experiment(name, args.scale, chosen, out, args.report, resources, command, named)
+
+
+def make_folder(out: Path, settings: str = "") -> None:
+    """Make the folder of a command's results, before its first run. Raises UserError.
+
+    That is also where the command would write its settings over the file `settings` that it reads, which can have more
+    methods.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}, expected a folder to write to") from None
+    read = Path(settings).resolve()
+    if read.parent == out.resolve() and read.name.startswith("settings"):
+        raise UserError(f"--settings {settings}: found the file that this command writes, expected another --out")
+
+
+def load_images(experiment: Experiment, option: str, n_classes: int) -> list["DataSet"]:
+    """Both parts of the data set of an option, of colour images, with all classes. Raises UserError."""
+    import utils
+
+    name, shape = experiment.data[option], MODELS["cifarnet"].image_shape
+    try:
+        parts = utils.load_data(name, shape)
+    except UserError as error:
+        raise UserError(str(error).replace("--data", f"--{option}", 1)) from None
+    for part, data in zip(("training", "test"), parts, strict=True):
+        label = f"--{option} {name}: found"
+        if data.images.shape[1:] != shape:
+            raise UserError(f"{label} images of shape {tuple(data.images.shape[1:])}, expected {shape}")
+        found = len(set(data.labels.tolist()))
+        if found != n_classes:
+            raise UserError(f"{label} {found} classes of {part} images, expected {n_classes}")
+    return list(parts)
 
 
 def require_files(files: Sequence[Path]) -> None:
@@ -170,7 +225,8 @@ def held_out(experiment: Experiment, part: Part) -> str:
 
     shape = MODELS["cifarnet" if part.convs == CIFARNET else "fconv"].image_shape
     train, _ = utils.load_data(part.images.format(**experiment.data), shape)
-    learnt, others = train_test(train.labels.numpy(), HELD_OUT, 0)
+    with user_error(f"--data {part.images.format(**experiment.data)}:"):
+        learnt, others = train_test(train.labels.numpy(), HELD_OUT, 0)
     return str(stored_npz(dwp_path() / "held-out", train[learnt], train[others]))
 
 
@@ -178,14 +234,20 @@ def choose_rates(experiment: Experiment, name: str, part: Part, runs: Sequence[s
     """The rate of each training, and the run directories of those that chose it. As `train_all`.
 
     It is the one with the largest mean of the column over the evaluations on images that are held out, with the seed 0,
-    which no reported run has. A rate whose loss became infinite or NaN is not chosen.
+    which no reported run has; of equal means the largest rate. A rate whose loss became infinite or NaN is not chosen.
+    Raises UserError where none is left.
     """
     data, rates = shlex.quote(held_out(experiment, part)), part.rates
     lines = [f"{run} --data {data} --lr {rate:g} --seed 0" for run in runs for rate in rates]
-    roots = experiment.run(f"{name}-choice", part.script, lines, accepted="not finite")
+    roots = experiment.run(f"{name}-choice", part.script, lines, accepted=NOT_FINITE)
     logs = [root and read_rows(log_path(root, part.script)) for root in roots]
     means = [sum(row[part.column] for row in rows) / len(rows) if rows else -math.inf for rows in logs]
-    best = [max(zip(means[i : i + len(rates)], rates, strict=True))[1] for i in range(0, len(means), len(rates))]
+    best = []
+    for i, run in enumerate(runs):
+        mean, rate = max(zip(means[i * len(rates) : (i + 1) * len(rates)], rates, strict=True))
+        if mean == -math.inf:
+            raise UserError(f"--parts {name}: found no rate whose run finished, expected one: {run}")
+        best.append(rate)
     return best, [root for root in roots if root]
 
 
@@ -201,6 +263,17 @@ def train_all(
     roots = experiment.run(name, part.script, [f"{own} --seed {seed}" for own in shared for seed in part.seeds])
     logs, n = [read_rows(log_path(root, part.script)) for root in roots], len(part.seeds)
     return rates, [logs[i : i + n] for i in range(0, len(logs), n)], tried + roots
+
+
+def prepared(experiment: Experiment, parts: Mapping[str, Part]) -> dict[str, list[str]]:
+    """The options of each initialization that the networks of each part have, by the part's name.
+
+    Checks kernels, VAEs and images before the first run. Raises UserError.
+    """
+    inits = {name: [init_options(init, part.convs) for init in INITS] for name, part in parts.items()}
+    if any(part.convs == CIFARNET for part in parts.values()):
+        load_images(experiment, "cifar10", 10)
+    return inits
 
 
 def published(figure: str, data: str, method: str) -> dict[str, float]:
@@ -243,8 +316,9 @@ def environment_text(roots: Sequence[Path]) -> str:
     params = [read_yaml(root / "params.yaml") for root in roots]
     found = [{"processor": "an unknown processor", "commit": None} | p["environment"] for p in params]
     machines = sorted({f"{own['processor']} with torch {own['torch']}" for own in found})
-    commits = sorted({str(own["commit"])[:8] for own in found if own["commit"]})
+    commits = sorted({own["commit"][:8] + own["commit"][40:] for own in found if own["commit"]})
     code = f", code of {', '.join(commits)}" if commits else ""
+    code += " (-dirty: with changes that were not committed)" if "-dirty" in code else ""
     days = sorted(str(p["time"])[:10] for p in params)
     span = " to ".join(dict.fromkeys((days[0], days[-1])))
     return f"{len(roots)} runs, {span}, on {'; '.join(machines)}{code}."
@@ -253,12 +327,12 @@ def environment_text(roots: Sequence[Path]) -> str:
 def replaced(path: str | Path, name: str, text: str) -> str:
     """The file's text with the part between the marks of an experiment replaced. Raises UserError without the marks."""
     try:
-        content = Path(path).read_text()
+        content = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--report {path}: {error}, expected a text file") from None
     marks = [f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"]
-    if any(content.count(mark) != 1 for mark in marks):
-        raise UserError(f"--report {path}: expected one line {marks[0].strip()} and one {marks[1].strip()}")
+    if any(content.count(mark) != 1 for mark in marks) or content.index(marks[0]) > content.index(marks[1]):
+        raise UserError(f"--report {path}: expected one line {marks[0].strip()} and after it one {marks[1].strip()}")
     pattern = "(?<={}).*(?={})".format(*map(re.escape, marks))
     return re.sub(pattern, lambda _: text, content, flags=re.DOTALL)
 
@@ -269,12 +343,13 @@ def write_report(
     roots: Sequence[Path],
     panels: dict[str, list["Curve"]],
     xlabel: str | Sequence[str],
+    caption: str = "",
     **layout: Any,
 ) -> None:
     """Write the figure, and tables by title, whose first row has the headers, with the command and the machine: to the
     folder, and to the report's part where one is given.
 
-    `panels`, `xlabel` and `layout` are arguments of `plot_panels`.
+    `caption` says what the figure's bars and bands are. `panels`, `xlabel` and `layout` are arguments of `plot_panels`.
     """
     import tabulate
 
@@ -289,7 +364,7 @@ def write_report(
     def text(shown: str | Path) -> str:
         """The report with the path of the figure as it is shown."""
         start = [f"```\n{experiment.command}\n```\n", environment_text(roots), f"\n![{experiment.name}]({shown})\n"]
-        return "\n".join([*start, *lines])
+        return "\n".join([*start, *([f"{caption}\n"] if caption else []), *lines])
 
     outputs = {experiment.out / f"{experiment.name}.md": text(figure.name)}
     if experiment.report:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.methods import METHODS, SOURCES, Method
 from experiments.paper import Experiment
-from runs.errors import UserError, user_error
+from runs.errors import NOT_FINITE, UserError, user_error
 from runs.files import read_yaml, write_yaml
 from runs.log import log_path, read_rows, write_csv
 from sweeps.cluster import Resources, run_lines
@@ -83,7 +83,7 @@ class Sweeps:
                 shared = row.arguments(n, sources)
                 own = [f"{shared} {setting} {task} {more}" for setting in settings[method] for task in tasks]
                 methods, lines = methods + [method] * len(own), lines + own
-            roots = self.run(f"{name}-{Path(script).stem}", script, lines, "not finite" if tuning else "")
+            roots = self.run(f"{name}-{Path(script).stem}", script, lines, NOT_FINITE if tuning else "")
             for method, root in zip(methods, roots, strict=True):
                 found[method].append(root)
         return found

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from runs.streams import optional_streams
 
+NOT_FINITE = ": not finite:"  # in the error of a run whose loss or parameters became infinite or NaN, and in no other
+
 
 class UserError(ValueError):
     """A mistake that the user can correct: one line that names the option or file, the value found, and what is valid.

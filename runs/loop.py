@@ -26,7 +26,7 @@ from runs.checkpoint import (
     training_state,
 )
 from runs.directory import environment, make_run_directory
-from runs.errors import Stopped, UserError, user_error
+from runs.errors import NOT_FINITE, Stopped, UserError, user_error
 from runs.files import read_yaml, write_yaml
 from runs.log import Log, Row
 from runs.options import NOT_IDENTIFYING
@@ -228,7 +228,7 @@ class Run:
         last = self.root / CHECKPOINTS[0]
         where = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint has been written yet"
         epoch = self.epoch + (self.order is not None)  # the current epoch, or between epochs the last one
-        raise UserError(f"step {self.step} (epoch {epoch}): not finite: {', '.join(names)}; expected numbers; {where}")
+        raise UserError(f"step {self.step} (epoch {epoch}){NOT_FINITE} {', '.join(names)}; expected numbers; {where}")
 
     def _stop_if_asked(self) -> None:
         if not self._received:

@@ -1,6 +1,6 @@
 """Figures of kernels, of their VAEs, and of curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -63,11 +63,13 @@ def plot_panels(
     log: bool = False,
     bands: bool = False,
     rows: int = 1,
+    floors: Mapping[str, float | None] = {},
 ) -> plt.Figure:
-    """A figure of panels in rows, by the label of the y-axis. Beside each row is the legend of its first panel.
+    """A figure of panels in rows, by the label of the y-axis. Beside the last panel of each row is its legend.
 
     The last row can have fewer panels. `xlabel` is the label of the x-axis, or one for each panel. With `bands` the
     spread is a band around a line, otherwise a bar at each point; at a word, the bars of the curves stand side by side.
+    `floors` are the lower ends of some y-axes.
     """
     columns = -(-len(panels) // rows)
     size = (4.5 * columns + 1.5, 3.6 * rows)
@@ -91,11 +93,16 @@ def plot_panels(
         if any(curve.published for curve in curves):
             axis.errorbar([], [], color="gray", marker="o", label="published", **hollow)
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
+        if isinstance(curves[0].x[0], str):  # so that points beside a word are nearer to it than to the frame
+            axis.set_xlim(-0.5, max(len(curve.x) for curve in curves) - 0.5)
+        axis.set_ylim(bottom=floors.get(ylabel))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for row in axes:
-        row[-1].legend(*row[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1, 1))
+        shown = [axis for axis in row if axis.axison]
+        handles = {label: h for axis in shown for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        shown[-1].legend(handles.values(), handles, loc="upper left", bbox_to_anchor=(1, 1))
     if title:
         figure.suptitle(title)
     return figure

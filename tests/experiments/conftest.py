@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,7 +47,7 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
     monkeypatch.setattr(sweep_trials, "make_trial", make_small)
     monkeypatch.setattr(cluster, "run_sweep", run_sweep)
     monkeypatch.setattr(utils, "load_data", load_small)
-    monkeypatch.setattr(paper, "HELD_OUT", 0.5)
+    monkeypatch.setattr(paper, "HELD_OUT", 1 / 3)
     monkeypatch.setattr(paper, "FCONV", sandbox / "kernels")
     (sandbox / "kernels").mkdir()
     for k in (5, 7):
@@ -76,3 +77,15 @@ def run_experiment(sandbox, script, small_inputs, monkeypatch):
 
 def mean_and_spread(text, n=2):
     return [float(x) for x in re.fullmatch(rf"(\S+) ± (\S+) \({n}\)", text).groups()]
+
+
+def colour_file(path, classes, parts=("train", "test"), learnt=8):
+    """An npz file of images whose first value is the label: `learnt` of each class to learn from, two for testing."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part in parts:
+        labels = np.repeat(np.arange(classes), {"train": learnt, "test": 2}[part])
+        images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+        images[:, 0, 0, 0] = labels
+        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+    np.savez(path, **arrays)
+    return path

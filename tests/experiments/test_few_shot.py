@@ -10,6 +10,7 @@ from scipy import stats
 from experiments import few_shot, protocol
 from experiments.methods import METHODS, PREDICTIONS, SOURCES, Method, with_kernels
 from runs.directory import ROOT
+from runs.errors import NOT_FINITE
 from runs.log import read_rows
 from sweeps import cluster
 from sweeps import trials as sweep_trials
@@ -27,7 +28,7 @@ def trials(small_inputs, script, monkeypatch):
     def run_sweep(name, trials, resources, command, accepted):
         for trial in trials:
             if "--lr 1e30" in trial.label:
-                assert accepted == "not finite"
+                assert accepted == NOT_FINITE
                 done[trial.key] = (trial, None)
             elif trial.key not in done:
                 done[trial.key] = (trial, script(trial.script_name).main(list(trial.argv)).root)
@@ -155,8 +156,12 @@ def test_settings_of_a_file(trials, compare, tmp_path, capsys):
     ):
         file.write_text(yaml.safe_dump(content))
         with pytest.raises(SystemExit) as stop:
-            compare(tmp_path, "--settings", str(file))
+            compare(tmp_path / "out", "--settings", str(file))
         assert stop.value.code == 2 and f"--settings {file}: {words}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        compare(tmp_path, "--settings", str(file))
+    assert stop.value.code == 2 and f"--settings {file}: found the file that" in capsys.readouterr().err
+    assert yaml.safe_load(file.read_text()) == content
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "results").glob("*/*settings.yaml")), ids=str)

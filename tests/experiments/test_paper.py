@@ -12,7 +12,7 @@ from runs.errors import UserError
 from runs.files import read_yaml
 from sweeps import cluster, plots
 from tests.conftest import network_argv
-from tests.experiments.conftest import REPORT, mean_and_spread
+from tests.experiments.conftest import REPORT, colour_file, mean_and_spread
 
 
 @pytest.mark.parametrize("module", [classification, convergence, feature_extraction])
@@ -94,7 +94,7 @@ def test_images_that_are_held_out(run_experiment, sandbox):
     train, _ = utils.load_data("mnist")
     together = torch.cat([part.images for part in own]).flatten(1)
     assert sorted(together.tolist()) == sorted(train.images.flatten(1).tolist())
-    assert min(len(part.labels) for part in own) > 0
+    assert [len(part.labels) for part in own] == [40, 20]
     for params in map(read_yaml, sandbox.glob("logs/exman-train-net.py/runs/*/params.yaml")):
         assert params["data"] == (str(file) if params["seed"] == 0 else "not-mnist")
 
@@ -110,6 +110,10 @@ def test_the_best_of_all_evaluations_and_a_rate_that_diverged(tmp_path, monkeypa
     monkeypatch.setattr(paper, "held_out", lambda *more: "held-out.npz")
     part = convergence.IMAGE_VAE._replace(rates=(1, 2, 3))
     assert paper.choose_rates(experiment, "x", part, ["--epochs 1", "--epochs 2"]) == ([2, 2], roots)
+    monkeypatch.setattr(cluster, "run_sweep", lambda name, trials, *more: [roots[0], roots[0], None, None, None, None])
+    assert paper.choose_rates(experiment, "x", part._replace(rates=(1, 2)), ["--epochs 1"])[0] == [2]
+    with pytest.raises(UserError, match="--parts x: found no rate whose run finished, expected one: --epochs 2"):
+        paper.choose_rates(experiment, "x", part, ["--epochs 1", "--epochs 2"])
 
 
 def test_classification(run_experiment, small_inputs, sandbox, monkeypatch):
@@ -142,6 +146,8 @@ def test_classification(run_experiment, small_inputs, sandbox, monkeypatch):
     bnns, nets = logs[:3], logs[3:]  # both parts share two
     tuning, rest = nets[:3], nets[3:]
     assert [len(tuning), len(rest)] == [3, 8]
+    best = max(tuning[:2], key=lambda log: log[-1]["test_acc"])
+    assert {log[-1]["lr"] for log in rest[:4]} == {best[-1]["lr"]}
     assert "\n11 runs, " in (sandbox / "out" / "classification.md").read_text()
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
@@ -156,18 +162,6 @@ def test_classification(run_experiment, small_inputs, sandbox, monkeypatch):
         own = np.array([log[-1]["ens[10]_test_acc"] for log in part])
         expected = [own.mean(), own.std(ddof=1) / len(own) ** 0.5]
         assert mean_and_spread(row[2], len(own)) == pytest.approx(expected, abs=6e-4)
-
-
-def colour_file(path, classes, parts=("train", "test")):
-    """An npz file of images whose first value is the label: eight of each class to learn from, and two for testing."""
-    rng, arrays = np.random.default_rng(0), {}
-    for part in parts:
-        labels = np.repeat(np.arange(classes), {"train": 8, "test": 2}[part])
-        images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-        images[:, 0, 0, 0] = labels
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-    np.savez(path, **arrays)
-    return path
 
 
 def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, monkeypatch):
@@ -194,24 +188,6 @@ def test_classification_of_colour_images(run_experiment, small_inputs, sandbox, 
             assert np.array_equal(np.bincount(labels), [n] * 10) and np.array_equal(images[:, 0, 0, 0], 10 * labels)
 
 
-@pytest.mark.parametrize(
-    "option, classes, parts, expected",
-    [
-        ("cifar10", 10, ("train",), "found 0 classes of test images, expected 10"),
-        ("cifar100", 20, ("train", "test"), "found 20 classes of training images, expected 100"),
-    ],
-)
-def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypatch, capsys):
-    files = {"cifar10": colour_file(sandbox / "10.npz", 10), "cifar100": colour_file(sandbox / "100.npz", 100)}
-    files[option] = colour_file(sandbox / "other.npz", classes, parts)
-    monkeypatch.setattr(classification, "require_files", lambda files: None)
-    monkeypatch.setattr(cluster, "run_sweep", None)
-    with pytest.raises(SystemExit) as stop:
-        names = [word for name, file in files.items() for word in (f"--{name}", str(file))]
-        classification.main(["--scale", "laptop", "--parts", "ours", "ours-cifar10", *names])
-    assert stop.value.code == 2 and f"--{option} {files[option]}: {expected}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("target", [classification.MNIST, classification.CIFAR10])
 def test_the_scripts_accept_what_was_published(target, script):
     for file, shared, _ in classification.as_published(target).values():
@@ -233,10 +209,9 @@ def test_the_part_published_with_other_vaes(sandbox, vae_folder, monkeypatch, ca
         (line,) = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2 and f"error: --vaes: {folder / 'params.yaml'}: No such file" in line
         folder.symlink_to(vae_folder(k))
-    for part, used in (("ours", False), ("published", True)):
-        with pytest.raises(InterruptedError) as stop:
-            classification.main([*command, part])
-        assert [str(folder) in stop.value.args[0] for folder in folders] == [used, used]
+    with pytest.raises(InterruptedError) as stop:
+        classification.main([*command, "published"])
+    assert all(str(folder) in stop.value.args[0] for folder in folders)
 
 
 MODULES = (active, classification, convergence, feature_extraction, uncertainty)
@@ -258,7 +233,9 @@ def test_the_scripts_accept_all_scales(module, scale, part, sandbox, monkeypatch
     monkeypatch.setattr(paper, "CIFAR", sandbox / "cifar")
     monkeypatch.setattr(classification, "CIFAR", sandbox / "cifar")
     monkeypatch.setattr(paper, "held_out", lambda *more: "held-out.npz")
-    monkeypatch.setattr(classification, "load_colour", lambda *more: None)
+    images = utils.DataSet(torch.zeros(1000, 1), torch.arange(1000) % 10)
+    for module_of in (paper, classification):
+        monkeypatch.setattr(module_of, "load_images", lambda *more: [images, images])
     monkeypatch.setattr(classification, "task_file", lambda experiment: sandbox / "tasks.npz")
     with pytest.raises(InterruptedError):
         module.main(["--scale", scale, "--parts", part])
@@ -301,6 +278,18 @@ def test_published_values():
         assert set(paper.published("feature_extraction", "mnist", init)) == {f"k=1/{n}" for n in (2, 4, 8, 16)} | {
             "k=1"
         }
+        for data, settings in (
+            ("mnist", {"steps to 0.96 test accuracy"}),
+            ("mnist-vae", {"bound at step 200", "bound at step 1000"}),
+        ):
+            assert set(paper.published("convergence", data, init)) == settings
+    for target, sizes in (
+        (classification.MNIST, classification.SIZES),
+        (classification.CIFAR10, classification.COLOUR_SIZES),
+    ):
+        methods = ("dwp", "loguniform", "sn", *(["deterministic"] if target is classification.MNIST else []))
+        for method in methods:
+            assert set(classification.published_accuracies(method, target.name)) == set(map(str, sizes))
     assert paper.published("classification", "mnist", "dwp") == {
         "50": 0.8,
         "100": 0.867,
@@ -310,8 +299,12 @@ def test_published_values():
     }
 
 
-@pytest.mark.parametrize("text", ["", "<!-- x -->\n", REPORT.format("x") * 2, REPORT.format("y")])
+TURNED = "<!-- end of x -->\n<!-- x -->\n"
+
+
+@pytest.mark.parametrize("text", ["", "<!-- x -->\n", REPORT.format("x") * 2, REPORT.format("y"), TURNED])
 def test_a_report_without_marks(tmp_path, text):
+    """Nor with marks in the wrong order."""
     file = tmp_path / "r.md"
     file.write_text(text)
     with pytest.raises(UserError, match="expected one line <!-- x -->"):

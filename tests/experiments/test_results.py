@@ -48,6 +48,7 @@ def test_a_report_from_the_stored_records(module, records, tmp_path, monkeypatch
     monkeypatch.setenv("DWP_PATH", str(logs))
     tasks = {"cifar100": str(logs / TASKS)}
     monkeypatch.setattr(classification, "with_tasks", lambda own: own._replace(data=own.data | tasks))  # without images
+    monkeypatch.setattr(paper, "load_images", lambda *more: None)
     monkeypatch.setattr(paper, "held_out", lambda experiment, part: str(logs / HELD_OUT[part.images]))
     monkeypatch.setattr(inputs, "check_inputs", functools.partial(inputs.check_inputs, images=False))
     monkeypatch.setattr(cluster, "connected", None)  # no trial is run
@@ -61,6 +62,10 @@ def test_a_report_from_the_stored_records(module, records, tmp_path, monkeypatch
     module.main(shlex.split(REPORTS[module]))
     assert report.read_text() == TEXT
     assert (tmp_path / "experiments" / "results" / name / f"{name}.png").stat().st_size
+
+
+def test_three_reports_are_tested():
+    assert len(REPORTS) == 3
 
 
 def stored_scores(row):

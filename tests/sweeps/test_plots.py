@@ -9,11 +9,18 @@ from sweeps.plots import Curve, plot_panels
 def test_nothing_hides_in_panels(x, places):
     """Curves of the same values at a word stand side by side, at a number they do not. The legend is beside the row."""
     curves = [Curve(name, [x], [0.8], [0.1], [(x, 0.7)]) for name in "abc"]
-    figure = plot_panels({"accuracy": curves, "NLL": curves}, "images")
+    bare = [curve._replace(published=()) for curve in curves]
+    figure = plot_panels({"NLL": bare, "accuracy": curves, "ECE": bare}, "images", rows=2, floors={"accuracy": 0.2})
     figure.canvas.draw()
-    left, right = figure.axes
-    legend = right.get_legend()
-    assert left.get_legend() is None and legend.get_window_extent().x0 >= right.get_window_extent().x1
+    first, left, lower, _ = figure.axes
+    legend = left.get_legend()
+    assert first.get_legend() is None and legend.get_window_extent().x0 >= left.get_window_extent().x1
+    assert first.get_ylim()[0] > 0.6 and left.get_ylim()[0] == 0.2
+    assert 0 < lower.get_legend().get_window_extent().x0 - lower.get_window_extent().x1 < 20
+    x0, x1 = left.get_xlim()
+    for curve in left.containers:
+        place = left.transData.inverted().transform(curve.lines[0].get_transform().transform((0, 0.8)))[0]
+        assert x == 50 or abs(place) < 0.2 * (x1 - x0)
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c", "published"]
     own = [bars.lines[0] for bars in left.containers[:3]]
     published = [line for line in left.lines if line.get_linestyle() == "--" and len(line.get_xydata())]
