@@ -192,7 +192,7 @@ def check_vaes(folder: str) -> None:
 
 
 def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:
-    """The results of the methods of a part of this name with their chosen settings, and the run directories.
+    """The results of the methods of a part of this name with their chosen settings, and all run directories.
 
     Writes settings.yaml, or settings-cifar10.yaml.
     """
@@ -200,12 +200,10 @@ def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Result
     sweeps, chosen = tune_experiment(experiment, part.methods, part.letters, part.tune_splits, suffix)
     settings = {name: [own.setting] for name, own in chosen.items()}
     results: Results = {name: {} for name in part.methods}
-    roots = []
     for n, splits in part.splits.items():
         for name, found in sweeps.train(str(n), settings, n, splits, part.seeds).items():
             results[name][n] = by_split([read_score(sweeps.methods[name], root) for root in found], len(splits))
-            roots += found
-    return results, roots
+    return results, sweeps.roots
 
 
 def run_theirs(experiment: Experiment, part: Theirs, part_name: str) -> tuple[Results, list[Path]]:

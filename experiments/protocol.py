@@ -39,10 +39,13 @@ class Sweeps:
         self.data = {place: shlex.quote(name) for place, name in (data or {}).items()}
         self.methods = methods or METHODS
         self.sources: dict[str, str] = {}  # run directories, quoted, by arguments
+        self.roots: list[Path] = []  # the run directories of all trials that finished
 
     def run(self, name: str, script: str, lines: Sequence[str], accepted: str = "") -> list[Path | None]:
         """The run directories of trials of a script, given by their arguments. As `run_lines`."""
-        return run_lines(f"{self.name}-{name}", script, lines, self.resources, self.command, accepted)
+        found = run_lines(f"{self.name}-{name}", script, lines, self.resources, self.command, accepted)
+        self.roots += [root for root in found if root]
+        return found
 
     def train_sources(self, methods: Sequence[str], data: str) -> dict[str, str]:
         """Train the runs of SOURCES that the methods start from, once each; their directories, quoted, by name."""

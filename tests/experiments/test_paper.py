@@ -148,7 +148,7 @@ def test_classification(run_experiment, small_inputs, sandbox, monkeypatch):
     assert [len(tuning), len(rest)] == [3, 8]
     best = max(tuning[:2], key=lambda log: log[-1]["test_acc"])
     assert {log[-1]["lr"] for log in rest[:4]} == {best[-1]["lr"]}
-    assert "\n11 runs, " in (sandbox / "out" / "classification.md").read_text()
+    assert "\n14 runs, " in (sandbox / "out" / "classification.md").read_text()
     by_method = np.reshape([log[-1]["test_nll"] for log in rest], (2, 2, 2)).mean(2)  # method, split
     for row, own in zip(rows[1:3], by_method, strict=True):
         assert mean_and_spread(row[3]) == pytest.approx([own.mean(), own.std(ddof=1) / 2**0.5], abs=6e-4)
