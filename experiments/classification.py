@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data.idx import of_classes
+from data.split import few_shot
 from experiments.methods import CIFARNETNEW, CLASSIFICATION, FCONV, METHODS, PREDICTIONS, SHAPE, SHAPE_COLOUR
 from experiments.paper import (
     CIFAR,
@@ -168,13 +169,11 @@ def with_tasks(experiment: Experiment) -> Experiment:
 
     Checks the images, VAEs and kernels of the parts of CIFAR-10, before the first run. Raises UserError.
     """
-    import utils
-
     require_files([CIFAR / file.format(name) for name in CIFARNETNEW for file in ("vae{}", "conv{}/train.npy")])
     train, _ = load_images(experiment, "cifar10", 10)
     largest = max(n for name in experiment.parts for n in SCALES[experiment.scale][name].splits if "cifar10" in name)
-    with user_error(f"--cifar10 {experiment.data['cifar10']}:"):
-        utils.few_shot_split(train.labels, largest, 0)
+    with user_error(f"--cifar10 {experiment.data['cifar10']}, of which a part learns from {largest} images:"):
+        few_shot(train.labels.numpy(), largest, 0)
     if "ours-cifar10" not in experiment.parts:
         return experiment
     return experiment._replace(data={**experiment.data, "cifar100": str(task_file(experiment))})
@@ -188,7 +187,8 @@ def check_vaes(folder: str) -> None:
         with user_error("--vaes:"):
             vae = utils.load_vae(Path(folder, name))
         if vae.kernel_dim != size:
-            raise UserError(f"--vaes {folder}: {name} is of kernels of size {vae.kernel_dim}, expected {size}")
+            found = f"{vae.kernel_dim}x{vae.kernel_dim}"
+            raise UserError(f"--vaes {folder}: {name} is a VAE of {found} kernels, expected {size}x{size}")
 
 
 def run_ours(experiment: Experiment, part: Ours, part_name: str) -> tuple[Results, list[Path]]:

@@ -4,10 +4,10 @@
 
 The networks are an image VAE (`train-image-vae.py`) and an fconv, both on MNIST, and a cifarnet on CIFAR-10. The
 initializations are kernels that the VAEs of data/fconv or data/cifar decode ("dwp"), their source kernels ("filters"),
-and Xavier's. Adam's rate is constant: 0.001 for all three, and in the parts `-rates`, for each the one of five with the
-best mean of the metric over a training, on a sixth of the training images, which is held out; the others make five
-sixths of the steps. The figure, `convergence.png` and `.pdf`, has means over seeds after step 1, and bands of one
-standard deviation; points read off the paper's figure are hollow.
+and Xavier's. Adam's rate is constant: 0.001 for all three. In the parts `-rates` each initialization has the one of
+five rates whose metric, averaged over the evaluations of a run, is best on a sixth of the training images, which is
+held out; such a run has five sixths of the steps. The figure, `convergence.png` and `.pdf`, has means over seeds after
+step 1, and bands of one standard deviation; points read off the paper's figure are hollow.
 """
 
 import math
@@ -132,7 +132,7 @@ def compare(task: Task, curves: Mapping[str, list[dict[int, float]]], rates: Seq
         row = [init, f"{rate:g}"]
         for step in task.steps:
             bound = paper.get(f"bound at step {step}")
-            values = [curve[step] for curve in own if step in curve]  # fewer images make fewer steps
+            values = [curve[step] for curve in own if step in curve]  # a data set of fewer images has fewer steps
             row += [mean_text(values, task.digits) if values else "", "" if bound is None else f"{bound:g}"]
         if task.target:
             steps = [first_step(curve, task.target) for curve in own]

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 import shlex
 import sys
@@ -35,25 +36,15 @@ RATE = 0.001  # of Adam, where all initializations have the same
 RATES = (RATE, 0.003, 0.01, 0.03, 0.1)  # in the parts with a rate for each
 HELD_OUT = 1 / 6  # of the training images, on which a rate is chosen
 IMAGES = "the name of the data set, or an npz file with MedMNIST's layout"
-# Options that name what some commands read: the type, the metavar, the default, a word in the names of the parts that
-# read it, and the help.
+VAES = "folder with vae7x7 and vae5x5, for published and published-dwp"
+SETTINGS = "a settings.yaml of an earlier command: what it has is not chosen again"
+# Options that name what some commands read: the type, the metavar, the default, a pattern of the names of the parts
+# that read it, and the help.
 READ = {
-    "cifar10": (data_type, "NAME", "cifar", "cifar10", f"CIFAR-10: {IMAGES}"),
+    "cifar10": (data_type, "NAME", "cifar", ".*cifar10.*", f"CIFAR-10: {IMAGES}"),
     "cifar100": (data_type, "NAME", "cifar100", "ours-cifar10", f"CIFAR-100: {IMAGES}"),
-    "vaes": (
-        path_type,
-        "DIR",
-        str(FCONV / "scaled"),
-        "published",
-        "folder with vae7x7 and vae5x5, for published and published-dwp",
-    ),
-    "settings": (
-        path_type,
-        "FILE.yaml",
-        "",
-        "",
-        "a settings.yaml of an earlier command: what it has is not chosen again",
-    ),
+    "vaes": (path_type, "DIR", str(FCONV / "scaled"), "published(-dwp)?", VAES),
+    "settings": (path_type, "FILE.yaml", "", "(?!published).*", SETTINGS),
 }
 
 
@@ -121,11 +112,9 @@ def parse(
             raise UserError(f"--parts: found {part}, expected of {', '.join(scales[args.scale])} at this scale")
     chosen = [part for part in scales[args.scale] if part in (args.parts or grey)]
     for option, value in named.items():
-        _, _, default, word, _ = READ[option]
-        if value != default and not any(word in part for part in chosen):
-            raise UserError(
-                f"--{option}: found no part that reads it, expected --parts with one that has {word} in its name"
-            )
+        _, _, default, readers, _ = READ[option]
+        if value != default and not any(re.fullmatch(readers, part) for part in chosen):
+            raise UserError(f"--{option}: none of the parts {', '.join(chosen)} reads it, expected one that does")
     if args.report:  # mistakes are answered at once
         replaced(args.report, name, "")
         if not out.is_relative_to(Path(args.report).parent):
@@ -138,16 +127,16 @@ def parse(
 def make_folder(out: Path, settings: str = "") -> None:
     """Make the folder of a command's results, before its first run. Raises UserError.
 
-    That is also where the command would write its settings over the file `settings` that it reads, which can have more
-    methods.
+    Refuses a file `settings` in that folder: the command would write its own over it, which may have fewer methods.
     """
+    if settings and Path(settings).resolve().parent == out.resolve():
+        raise UserError(f"--settings {settings}: found it in --out, where settings are written; expected another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}, expected a folder to write to") from None
-    read = Path(settings).resolve()
-    if read.parent == out.resolve() and read.name.startswith("settings"):
-        raise UserError(f"--settings {settings}: found the file that this command writes, expected another --out")
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: Permission denied, expected a folder to write to")
 
 
 def load_images(experiment: Experiment, option: str, n_classes: int) -> list["DataSet"]:
@@ -225,7 +214,7 @@ def held_out(experiment: Experiment, part: Part) -> str:
 
     shape = MODELS["cifarnet" if part.convs == CIFARNET else "fconv"].image_shape
     train, _ = utils.load_data(part.images.format(**experiment.data), shape)
-    with user_error(f"--data {part.images.format(**experiment.data)}:"):
+    with user_error(f"--cifar10 {experiment.data['cifar10']}:"):  # MNIST has enough images of each class
         learnt, others = train_test(train.labels.numpy(), HELD_OUT, 0)
     return str(stored_npz(dwp_path() / "held-out", train[learnt], train[others]))
 
@@ -246,7 +235,7 @@ def choose_rates(experiment: Experiment, name: str, part: Part, runs: Sequence[s
     for i, run in enumerate(runs):
         mean, rate = max(zip(means[i * len(rates) : (i + 1) * len(rates)], rates, strict=True))
         if mean == -math.inf:
-            raise UserError(f"--parts {name}: found no rate whose run finished, expected one: {run}")
+            raise UserError(f"--parts {name}: the loss became infinite or NaN at each of the rates {rates} of: {run}")
         best.append(rate)
     return best, [root for root in roots if root]
 

@@ -1,7 +1,6 @@
 """Figures of kernels, of their VAEs, and of curves."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +64,8 @@ def plot_panels(
     rows: int = 1,
     floors: Mapping[str, float | None] = {},
 ) -> plt.Figure:
-    """A figure of panels in rows, by the label of the y-axis. Beside the last panel of each row is its legend.
+    """A figure of panels in rows, by the label of the y-axis. Beside each row is one legend of all its panels, where
+    curves of the same label look the same.
 
     The last row can have fewer panels. `xlabel` is the label of the x-axis, or one for each panel. With `bands` the
     spread is a band around a line, otherwise a bar at each point; at a word, the bars of the curves stand side by side.
@@ -75,26 +75,31 @@ def plot_panels(
     size = (4.5 * columns + 1.5, 3.6 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="tight", squeeze=False)
     xlabels = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+    named, styles = list(panels.items()), list(plt.rcParams["axes.prop_cycle"])
     hollow = {"markerfacecolor": "none", "markersize": 5, "linewidth": 1, "linestyle": "none" if bands else "--"}
-    for axis, xlabel, (ylabel, curves) in zip(axes.flat[: len(panels)], xlabels, panels.items(), strict=True):
-        for i, (curve, marker) in enumerate(zip(curves, cycle(MARKERS), strict=False)):
+    for panel, (axis, xlabel, (ylabel, curves)) in enumerate(zip(axes.flat[: len(named)], xlabels, named, strict=True)):
+        row = named[panel // columns * columns :][:columns]
+        labels = list(dict.fromkeys(curve.label for _, own in row for curve in own))
+        for i, curve in enumerate(curves):
+            place = labels.index(curve.label)
+            style, marker = styles[place % len(styles)], MARKERS[place % len(MARKERS)]
             shift = 0.05 * (i - (len(curves) - 1) / 2) if isinstance(curve.x[0], str) else 0
             moved = Affine2D().translate(shift, 0) + axis.transData
             if bands:
-                (line,) = axis.plot(curve.x, curve.y, label=curve.label)
+                axis.plot(curve.x, curve.y, label=curve.label, **style)
                 low, high = np.subtract(curve.y, curve.spread), np.add(curve.y, curve.spread)
-                axis.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+                axis.fill_between(curve.x, low, high, color=style["color"], alpha=0.25, linewidth=0)
             else:
-                look = {"marker": marker, "markersize": 5, "linewidth": 1, "capsize": 2, "transform": moved}
-                line = axis.errorbar(curve.x, curve.y, curve.spread, label=curve.label, **look)[0]
+                look = {"marker": marker, "markersize": 5, "linewidth": 1, "capsize": 2, "transform": moved, **style}
+                axis.errorbar(curve.x, curve.y, curve.spread, label=curve.label, **look)
             if curve.published:
                 points = zip(*curve.published, strict=True)
-                axis.plot(*points, color=line.get_color(), marker=marker, transform=moved, **hollow)
+                axis.plot(*points, color=style["color"], marker=marker, transform=moved, **hollow)
         if any(curve.published for curve in curves):
             axis.errorbar([], [], color="gray", marker="o", label="published", **hollow)
         axis.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log", "yscale": "log"} if log else {}))
         if isinstance(curves[0].x[0], str):  # so that points beside a word are nearer to it than to the frame
-            axis.set_xlim(-0.5, max(len(curve.x) for curve in curves) - 0.5)
+            axis.set_xlim(-0.5, len({word for curve in curves for word in curve.x}) - 0.5)
         axis.set_ylim(bottom=floors.get(ylabel))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:

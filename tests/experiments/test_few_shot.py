@@ -160,7 +160,7 @@ def test_settings_of_a_file(trials, compare, tmp_path, capsys):
         assert stop.value.code == 2 and f"--settings {file}: {words}" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         compare(tmp_path, "--settings", str(file))
-    assert stop.value.code == 2 and f"--settings {file}: found the file that" in capsys.readouterr().err
+    assert stop.value.code == 2 and f"--settings {file}: found it in --out" in capsys.readouterr().err
     assert yaml.safe_load(file.read_text()) == content
 
 

@@ -41,7 +41,7 @@ def test_other_colour_images(option, classes, parts, expected, sandbox, monkeypa
 @pytest.mark.parametrize(
     "option, expected",
     [
-        ("--cifar10 x.npz", "--cifar10: found no part that reads it, expected --parts with one that has cifar10"),
+        ("--cifar10 x.npz", "reads it, expected one that does"),
         ("--parts cifar10 --cifar10 {}/no.npz", "--cifar10 {}/no.npz: No such file"),
         (
             "--parts cifar10 --cifar10 {}/100.npz",
@@ -66,19 +66,21 @@ def test_other_mistakes_of_classification(sandbox, vae_folder, monkeypatch, caps
     monkeypatch.setattr(classification, "require_files", lambda files: None)
     file = colour_file(sandbox / "10.npz", 10)
     line = stops(classification, ["--parts", "ours-cifar10", "--cifar10", str(file)], capsys, monkeypatch)
-    assert f"--cifar10 {file}: --num_examples: " in line
+    assert f"--cifar10 {file}, of which a part learns from 500 images: found 500, expected 10" in line
     vaes = sandbox / "vaes"
     vaes.mkdir()
     for name, k in (("vae7x7", 5), ("vae5x5", 7)):
         (vaes / name).symlink_to(vae_folder(k))
     line = stops(classification, ["--vaes", str(vaes)], capsys, monkeypatch)
-    assert f"--vaes {vaes}: vae7x7 is of kernels of size 5, expected 7" in line
+    assert f"--vaes {vaes}: vae7x7 is a VAE of 5x5 kernels, expected 7x7" in line
     line = stops(classification, ["--parts", "published", "ours-cifar10", "--settings", "no.yaml"], capsys, monkeypatch)
     assert "--settings: " in line and "no.yaml" in line
+    line = stops(classification, ["--parts", "published", "--settings", "no.yaml"], capsys, monkeypatch)
+    assert "--settings: none of the parts published reads it" in line
     settings = sandbox / "out" / "settings.yaml"
     argv = ["--settings", str(settings), "--out", str(settings.parent)]
     line = stops(classification, argv, capsys, monkeypatch)
-    assert f"--settings {settings}: found the file that this command writes, expected another --out" in line
+    assert f"--settings {settings}: found it in --out" in line
 
 
 def test_images_that_make_fewer_steps():

@@ -28,3 +28,17 @@ def test_nothing_hides_in_panels(x, places):
         assert [line.get_ydata().tolist() for line in lines] == [[y]] * 3
         assert len({line.get_transform().transform(line.get_xydata())[0, 0] for line in lines}) == places
         assert len({(line.get_color(), line.get_marker()) for line in lines}) == 3
+
+
+def test_curves_that_some_panels_lack():
+    """A label has one look in a row, that of the legend, and the axis shows the words of all curves."""
+    curves = [Curve(name, [word], [0.8], [0.1]) for name, word in (("a", "mnist"), ("b", "cifar"), ("c", "mnist"))]
+    figure = plot_panels({"accuracy": curves[1:], "NLL": curves}, "images")
+    figure.canvas.draw()
+    left, right = figure.axes
+    looks = [
+        {bars.get_label(): (bars.lines[0].get_color(), bars.lines[0].get_marker()) for bars in panel.containers}
+        for panel in (left, right)
+    ]
+    assert looks[0] == {name: looks[1][name] for name in "bc"} and len(set(looks[1].values())) == 3
+    assert right.get_xlim() == (-0.5, 1.5)
