@@ -174,8 +174,11 @@ def main(argv: list[str] | None = None) -> None:
             panels[title].append(mean_curve(init, steps, values, published_points(task, init)))
     rows = len({bool(task.rates) for task in tasks.values()})
     caption = "Bands: one standard deviation over seeds. Hollow: read off the paper's figure."
+    cut = dict.fromkeys(f" Not shown: {task.ylabel} below {task.floor:g}." for task in tasks.values() if task.floor)
     floors = {part_title(task.ylabel, task): task.floor for task in tasks.values()}
-    write_report(experiment, tables, roots, panels, "steps", caption, bands=True, rows=rows, floors=floors)
+    write_report(
+        experiment, tables, roots, panels, "steps", "".join([caption, *cut]), bands=True, rows=rows, floors=floors
+    )
 
 
 if __name__ == "__main__":

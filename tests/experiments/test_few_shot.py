@@ -181,7 +181,7 @@ def test_a_method_without_a_setting_that_finished(trials, compare, tmp_path, mon
     assert stop.value.code == 2 and "found no setting of a whose runs all finished" in capsys.readouterr().err
 
 
-def test_the_vaes_of_other_folders(tmp_path, monkeypatch, capsys):
+def test_the_vaes_of_other_folders(sandbox, tmp_path, monkeypatch, capsys):
     """Each method that uses those of data/fconv is tuned with the others too; one that uses none is not."""
     found = []
 

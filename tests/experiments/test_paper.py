@@ -99,7 +99,7 @@ def test_images_that_are_held_out(run_experiment, sandbox):
         assert params["data"] == (str(file) if params["seed"] == 0 else "not-mnist")
 
 
-def test_the_best_of_all_evaluations_and_a_rate_that_diverged(tmp_path, monkeypatch):
+def test_the_best_of_all_evaluations_and_a_rate_that_diverged(sandbox, tmp_path, monkeypatch):
     roots = [tmp_path / name for name in "abc"]
     for root, elbos in zip(roots, ((-90, -80), (-80, -84), (-85, -85)), strict=True):
         root.mkdir()
