@@ -155,7 +155,7 @@ def published_points(task: Task, init: str) -> list[tuple[float, float]]:
 def main(argv: list[str] | None = None) -> None:
     experiment = parse("convergence", __doc__, SCALES, argv, data=("cifar10",))
     roots: list[Path] = []
-    panels, tables = {}, {}
+    panels, tables, floors = {}, {}, {}
     tasks = {part: SCALES[experiment.scale][part] for part in experiment.parts}
     inits = prepared(experiment, tasks)
     for part, task in tasks.items():
@@ -167,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         title = part_title(task.ylabel, task)
         tables[title] = compare(task, curves, rates)
+        floors[title] = task.floor
         panels[title] = []
         for init, own in curves.items():
             steps = list(own[0])[1:]  # the values at step 1 are so low that the others would look the same
@@ -175,7 +176,6 @@ def main(argv: list[str] | None = None) -> None:
     rows = len({bool(task.rates) for task in tasks.values()})
     caption = "Bands: one standard deviation over seeds. Hollow: read off the paper's figure."
     cut = dict.fromkeys(f" Not shown: {task.ylabel} below {task.floor:g}." for task in tasks.values() if task.floor)
-    floors = {part_title(task.ylabel, task): task.floor for task in tasks.values()}
     write_report(
         experiment, tables, roots, panels, "steps", "".join([caption, *cut]), bands=True, rows=rows, floors=floors
     )

@@ -139,7 +139,7 @@ def make_folder(out: Path, settings: str = "") -> None:
         raise UserError(f"--out {out}: Permission denied, expected a folder to write to")
 
 
-def load_images(experiment: Experiment, option: str, n_classes: int) -> list["DataSet"]:
+def load_images(experiment: Experiment, option: str, n_classes: int) -> tuple["DataSet", "DataSet"]:
     """Both parts of the data set of an option, of colour images, with all classes. Raises UserError."""
     import utils
 
@@ -155,7 +155,7 @@ def load_images(experiment: Experiment, option: str, n_classes: int) -> list["Da
         found = len(set(data.labels.tolist()))
         if found != n_classes:
             raise UserError(f"{label} {found} classes of {part} images, expected {n_classes}")
-    return list(parts)
+    return parts
 
 
 def require_files(files: Sequence[Path]) -> None:
